@@ -1,0 +1,207 @@
+"""What an actor does with a chunk: decode on threads, forward on the device, commit. Knows nothing of ray."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter, deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.commit import build_chunk, commit_chunk
+from pipeline.errors import RejectError
+from pipeline.isolate import IsolatedPreprocessor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pipeline.extractor import Extractor
+    from pipeline.preprocess import Prepared
+    from pipeline.storage import Store
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkResult:
+    """Figures of one committed chunk; seconds are wall seconds but for those called CPU seconds.
+
+    ``forward_seconds`` is the time the device was held; ``prepare_cpu_seconds`` the CPU time of all decode threads.
+    """
+
+    shard: int
+    chunk: int
+    rows: int
+    rejects: dict[str, int]
+    attempt: int
+    bytes_read: int
+    bytes_written: int
+    read_seconds: float
+    read_cpu_seconds: float
+    prepare_cpu_seconds: float
+    forward_seconds: float
+    commit_seconds: float
+    chunk_seconds: float
+
+    def to_table(self) -> pa.Table:
+        """One row."""
+        return pa.table({name: [value] for name, value in {**asdict(self), "rejects": json.dumps(self.rejects)}.items()})
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Self:
+        """The inverse of :meth:`to_table`."""
+        return cls(**{**row, "rejects": json.loads(row["rejects"])})
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """How a worker spends its CPUs.
+
+    Attributes:
+        batch_size: images of one forward.
+        decode_threads: threads that decode; two chunks share them.
+        decode_timeout_s: seconds for one image when it is decoded in a subprocess.
+        poison_attempts: dead workers after which a chunk is decoded in a subprocess.
+    """
+
+    batch_size: int
+    decode_threads: int
+    decode_timeout_s: float
+    poison_attempts: int
+
+
+class ChunkWorker:
+    """Extracts and commits chunks. Several threads may call it at once: one decodes while another holds the device."""
+
+    def __init__(self, extractor: Extractor, dest: Store, config: WorkerConfig) -> None:
+        self._extractor = extractor
+        self._dest = dest
+        self._config = config
+        self._device = threading.Lock()
+        self._pool = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
+
+    def process(self, row: pa.Table, attempt: int = 1) -> ChunkResult:
+        """Extracts one chunk and commits it.
+
+        Args:
+            row: one row of ``pipeline.read.CHUNK_ROW_SCHEMA``.
+            attempt: 1, or more when workers died over this chunk before.
+
+        Raises:
+            StorageError: the commit failed.
+        """
+        start = time.perf_counter()
+        shard, chunk = row["shard"][0].as_py(), row["chunk"][0].as_py()
+        uris, etags = row["uri"][0].as_py(), row["etag"][0].as_py()
+        work = _Work(self._items(row))
+        if attempt > self._config.poison_attempts:
+            with IsolatedPreprocessor(self._extractor.preprocessor, self._config.decode_timeout_s) as isolated:
+                self._extract(work, isolated.prepare, ahead=0)
+        else:
+            self._extract(work, self._extractor.prepare, ahead=2 * self._config.batch_size + self._config.decode_threads)
+        columns = self._extractor.finish(work.features(self._extractor.outputs))
+        table = build_chunk(uris, etags, work.outcomes, columns, self._extractor.outputs)
+        before = time.perf_counter()
+        written = commit_chunk(self._dest, shard, chunk, table)
+        end = time.perf_counter()
+        return ChunkResult(
+            shard=shard,
+            chunk=chunk,
+            rows=len(uris),
+            rejects=dict(Counter(item.error for item in work.outcomes if isinstance(item, RejectError))),
+            attempt=attempt,
+            bytes_read=work.bytes_read,
+            bytes_written=written,
+            read_seconds=row["read_seconds"][0].as_py(),
+            read_cpu_seconds=row["read_cpu_seconds"][0].as_py(),
+            prepare_cpu_seconds=work.prepare_cpu_seconds,
+            forward_seconds=work.forward_seconds,
+            commit_seconds=end - before,
+            chunk_seconds=end - start,
+        )
+
+    @staticmethod
+    def _items(row: pa.Table) -> Iterator[memoryview | RejectError]:
+        """The images of a chunk: bytes where they lie in the object store, without a copy."""
+        data = row["data"].combine_chunks().values
+        rejects = row["reject"].combine_chunks().values
+        for index in range(len(data)):
+            if data[index].is_valid:
+                yield memoryview(data[index].as_buffer())
+            else:
+                yield RejectError(**rejects[index].as_py())
+
+    def _extract(self, work: _Work, prepare: Callable[[memoryview], Prepared], *, ahead: int) -> None:
+        """Runs the chunk through, decoding at most ``ahead`` images before they are needed."""
+        batch: list[Prepared] = []
+        for outcome in self._prepared(work, prepare, ahead):
+            if isinstance(outcome, RejectError):
+                work.outcomes.append(outcome)
+                continue
+            work.outcomes.append((outcome.width, outcome.height))
+            batch.append(outcome)
+            if len(batch) == self._config.batch_size:
+                self._forward(work, batch)
+                batch = []
+        if batch:
+            self._forward(work, batch)
+
+    def _prepared(
+        self, work: _Work, prepare: Callable[[memoryview], Prepared], ahead: int
+    ) -> Iterator[Prepared | RejectError]:
+        def run(item: memoryview | RejectError) -> tuple[Prepared | RejectError, float]:
+            if isinstance(item, RejectError):
+                return item, 0.0
+            before = time.thread_time()
+            try:
+                return prepare(item), time.thread_time() - before
+            except RejectError as reject:
+                return reject, time.thread_time() - before
+
+        window: deque[Future[tuple[Prepared | RejectError, float]]] = deque()
+        for item in work.items:
+            if not isinstance(item, RejectError):
+                work.bytes_read += len(item)
+            if ahead == 0:
+                yield run(item)[0]
+                continue
+            window.append(self._pool.submit(run, item))
+            if len(window) > ahead:
+                yield work.take(window.popleft())
+        while window:
+            yield work.take(window.popleft())
+
+    def _forward(self, work: _Work, batch: list[Prepared]) -> None:
+        with self._device:
+            before = time.perf_counter()
+            features = self._extractor.forward([image.pixels for image in batch])
+            work.forward_seconds += time.perf_counter() - before
+        for name, values in features.items():
+            work.parts.setdefault(name, []).append(values)
+
+
+class _Work:
+    """What a chunk has come to so far."""
+
+    def __init__(self, items: Iterator[memoryview | RejectError]) -> None:
+        self.items = items
+        self.outcomes: list[tuple[int, int] | RejectError] = []
+        self.parts: dict[str, list[np.ndarray[Any, Any]]] = {}
+        self.bytes_read = 0
+        self.prepare_cpu_seconds = 0.0
+        self.forward_seconds = 0.0
+
+    def take(self, future: Future[tuple[Prepared | RejectError, float]]) -> Prepared | RejectError:
+        outcome, seconds = future.result()
+        self.prepare_cpu_seconds += seconds
+        return outcome
+
+    def features(self, outputs: tuple[pa.Field, ...]) -> dict[str, np.ndarray[Any, Any]]:
+        """The features of all good images; empty arrays where there were none."""
+        return {
+            field.name: np.concatenate(self.parts[field.name]) if field.name in self.parts else np.empty(0, np.float32)
+            for field in outputs
+        }

@@ -1,0 +1,150 @@
+"""Who gets which CPUs. What cannot run is scaled down with a message, or refused; it never hangs.
+
+An actor pool that takes every CPU leaves none for the read tasks that feed it, and Ray then waits without a word. So
+each actor hands the CPUs of its own reads back: Ray is asked for ``cpus_per_actor`` less what its read tasks take,
+and wherever an actor fits, its reads fit as well.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.cluster import Node
+    from pipeline.config import JobConfig
+
+READ_CPUS = 0.05
+"""CPUs that Ray sets aside for a read task: it waits for the network most of the time."""
+
+_CPU_ACTOR = 4
+"""CPUs of an actor without a GPU, where the node has them: a forward of two images scales about that far."""
+
+_GPU_CHUNK_ROWS, _CPU_CHUNK_ROWS = 1024, 64
+_GPU_BATCH, _CPU_BATCH = 64, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a job asks of Ray.
+
+    Attributes:
+        min_actors: from the start.
+        max_actors: at most.
+        cpus_per_actor: that the actor and its reads use; its threads follow from it.
+        gpus_per_actor: GPUs of an actor.
+        memory_per_actor: bytes.
+        read_tasks: read tasks under way at most.
+        read_tasks_per_actor: of them, for each actor.
+        decode_threads: in each actor.
+        batch_size: images of one forward.
+        chunk_rows: images of one chunk.
+        notes: what was scaled down, for the user.
+    """
+
+    min_actors: int
+    max_actors: int
+    cpus_per_actor: float
+    gpus_per_actor: float
+    memory_per_actor: int
+    read_tasks: int
+    read_tasks_per_actor: int
+    decode_threads: int
+    batch_size: int
+    chunk_rows: int
+    notes: tuple[str, ...]
+
+    @property
+    def ray_cpus(self) -> float:
+        """CPUs Ray is asked for, for one actor."""
+        return round(self.cpus_per_actor - self.read_tasks_per_actor * READ_CPUS, 4)
+
+    @property
+    def threads(self) -> int:
+        """Threads of the forward."""
+        return max(1, int(self.cpus_per_actor))
+
+
+def make_budget(job: JobConfig, nodes: Sequence[Node], *, can_grow: bool) -> Budget:
+    """Fits a job to the nodes there are.
+
+    Args:
+        job: what was asked for.
+        nodes: of the cluster as it is.
+        can_grow: whether nodes may come later; then ``max_actors`` stays as asked for.
+
+    Raises:
+        UsageError: not one actor can run.
+    """
+    gpus = _gpus(job, nodes)
+    cpus, notes = _cpus(job, nodes, gpus, can_grow=can_grow)
+    fits = sum(_actors_on(node, cpus, gpus, job.actor_memory) for node in nodes)
+    if fits == 0 and not (can_grow and job.max_actors):
+        raise UsageError(
+            f"no node can hold an actor of {cpus:g} CPUs, {gpus:g} GPUs and {job.actor_memory / 2**30:.1f} GiB"
+            f" ({_describe(nodes)}). Ask for less with --cpus-per-actor or --gpus-per-actor, or, on a cluster that"
+            " grows, give --max-actors with them"
+        )
+    wanted = job.max_actors or fits
+    maximum = wanted if can_grow else min(wanted, fits)
+    minimum = max(1, min(job.min_actors, maximum, fits or 1))
+    if maximum < wanted:
+        notes.append(f"--max-actors {wanted} scaled down to {maximum}: no more fit ({_describe(nodes)})")
+    if minimum < job.min_actors:
+        notes.append(f"--min-actors {job.min_actors} scaled down to {minimum}: no more fit ({_describe(nodes)})")
+    if fits == 0:
+        notes.append("no node can hold an actor yet: waiting for the cluster to grow")
+    on_gpu = gpus > 0
+    return Budget(
+        min_actors=minimum,
+        max_actors=maximum,
+        cpus_per_actor=cpus,
+        gpus_per_actor=gpus,
+        memory_per_actor=job.actor_memory,
+        read_tasks=maximum * job.read_tasks_per_actor,
+        read_tasks_per_actor=job.read_tasks_per_actor,
+        decode_threads=job.decode_threads or max(1, math.floor(cpus)),
+        batch_size=job.batch_size or (_GPU_BATCH if on_gpu else _CPU_BATCH),
+        chunk_rows=job.chunk_rows or (_GPU_CHUNK_ROWS if on_gpu else _CPU_CHUNK_ROWS),
+        notes=tuple(notes),
+    )
+
+
+def _gpus(job: JobConfig, nodes: Sequence[Node]) -> float:
+    if job.gpus_per_actor is not None:
+        return job.gpus_per_actor
+    return 1.0 if any(node.gpus >= 1 for node in nodes) else 0.0
+
+
+def _cpus(job: JobConfig, nodes: Sequence[Node], gpus: float, *, can_grow: bool) -> tuple[float, list[str]]:
+    usable = [node for node in nodes if node.gpus >= gpus and node.cpus > 0]
+    largest = max((node.cpus for node in usable), default=0.0)
+    least = job.read_tasks_per_actor * READ_CPUS * 2
+    if job.cpus_per_actor is not None:
+        if job.cpus_per_actor < least:
+            raise UsageError(f"--cpus-per-actor {job.cpus_per_actor:g} is too little; {least:g} is the least")
+        if job.cpus_per_actor > largest > 0 and not can_grow:
+            return largest, [f"--cpus-per-actor {job.cpus_per_actor:g} scaled down to {largest:g}: the node has no more"]
+        return job.cpus_per_actor, []
+    if gpus > 0:
+        shares = [node.cpus * gpus / node.gpus for node in usable]
+        return max(least, min(shares, default=1.0)), []
+    return max(least, min(largest, _CPU_ACTOR) or 1.0), []
+
+
+def _actors_on(node: Node, cpus: float, gpus: float, memory: int) -> int:
+    rooms = [node.cpus / cpus, node.memory / memory]
+    if gpus > 0:
+        rooms.append(node.gpus / gpus)
+    return math.floor(min(rooms) + 1e-9)
+
+
+def _describe(nodes: Sequence[Node]) -> str:
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    memory = sum(node.memory for node in nodes) / 2**30
+    return f"{len(nodes)} node{'s' * (len(nodes) != 1)} with {cpus:g} CPUs, {gpus:g} GPUs and {memory:.1f} GiB in all"

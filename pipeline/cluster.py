@@ -1,0 +1,93 @@
+"""The Ray that runs a job: started for it on this machine, or one that exists already."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.errors import RaysightError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Logical resources of one machine: CPUs, GPUs, bytes of memory."""
+
+    cpus: float
+    gpus: float
+    memory: float
+
+
+def cluster_address(address: str | None) -> str | None:
+    """The cluster to use: as given, else ``RAY_ADDRESS`` (Ray sets it inside a submitted job), else None."""
+    return address or os.environ.get("RAY_ADDRESS") or None
+
+
+def this_machine() -> list[Node]:
+    """The node that a local Ray would have, without starting it."""
+    import torch
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # Ray sets about 70 % of the memory aside for workers, the rest for its object store.
+    return [Node(len(os.sched_getaffinity(0)), torch.cuda.device_count(), 0.7 * memory)]
+
+
+@contextmanager
+def local_ray(cpus: int) -> Iterator[None]:
+    """Ray on this machine, for as long as the block runs: no dashboard, token authentication."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what concerns the user is reported by the job itself
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    ray.init(
+        address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def existing_ray(address: str) -> Iterator[None]:
+    """A running cluster, left running afterwards.
+
+    Raises:
+        RaysightError: nobody answers there.
+    """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise RaysightError(f"--address {address}: cannot reach this Ray cluster: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cluster_nodes() -> list[Node]:
+    """The living nodes of the cluster at hand."""
+    import ray
+
+    return [
+        Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0), node["Resources"].get("memory", 0.0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def free_resources() -> str:
+    """What the cluster has free just now, for a person."""
+    import ray
+
+    free = ray.available_resources()
+    return f"{free.get('CPU', 0):g} CPUs, {free.get('GPU', 0):g} GPUs, {free.get('memory', 0) / 2**30:.1f} GiB free"

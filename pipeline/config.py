@@ -1,0 +1,130 @@
+"""Everything that can be set, as frozen typed objects; every bound has a name and a default here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+DEFAULT_MODEL = "vit_small_patch14_dinov2.lvd142m"
+
+MIB = 1 << 20
+
+Preset = Literal["timm", "dinov2-224"]
+Implementation = Literal["fast", "reference"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What to compute. Batch and endpoint read the same section.
+
+    Attributes:
+        name: a timm model name, with its pretrained tag if it has one.
+        weights: ``pretrained`` (the hub), the path of a checkpoint file, or ``random:SEED``.
+        preset: whose preprocessing: the model's own data config, or Meta's DINOv2 evaluation transform.
+        implementation: ``reference`` is timm's transform verbatim, ``fast`` the same numbers sooner.
+        precision: what the forward computes in; ``auto`` looks at the device.
+    """
+
+    name: str = DEFAULT_MODEL
+    weights: str = "pretrained"
+    preset: Preset = "timm"
+    implementation: Implementation = "fast"
+    precision: Precision = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What one image may cost before it is rejected.
+
+    Attributes:
+        max_bytes: encoded size; checked against the listing before a byte is fetched, and again afterwards.
+        max_pixels: width times height, read from the header before decoding. The default is Pillow's own bound
+            (a quarter gigabyte of RGB divided by three).
+    """
+
+    max_bytes: int = 64 * MIB
+    max_pixels: int = 89_478_485
+
+
+@dataclass(frozen=True, slots=True)
+class StorageConfig:
+    """How object stores are talked to.
+
+    Attributes:
+        anonymous: send unsigned requests although credentials are at hand (without any, requests are unsigned anyway).
+        connect_timeout_s: seconds to open a connection.
+        timeout_s: seconds for one request.
+        max_retries: tries after the first, with exponential backoff and jitter, for 429, 5xx and dropped connections.
+        retry_timeout_s: seconds after which no further try is made.
+        max_in_flight: GETs under way at once in one read task.
+    """
+
+    anonymous: bool = False
+    connect_timeout_s: float = 5.0
+    timeout_s: float = 60.0
+    max_retries: int = 6
+    retry_timeout_s: float = 120.0
+    max_in_flight: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class JobConfig:
+    """How the batch job runs. None stands for "chosen from the device, the model or the cluster".
+
+    Attributes:
+        chunk_rows: images in a chunk, the unit of work, retry and loss; None is 1024 on a GPU and 64 on a CPU.
+        chunk_bytes: encoded bytes in a chunk at most.
+        shard_rows: images in a shard at most.
+        shard_bytes: feature bytes in a shard; wide rows make shards of fewer rows.
+        batch_size: images of one forward; None is 64 on a GPU and 2 on a CPU.
+        decode_threads: threads that decode, in each actor; None is the CPUs of the actor.
+        min_actors: actors from the start.
+        max_actors: actors at most; None is what fits on the nodes there are.
+        gpus_per_actor: GPUs (or a fraction) of each actor; None is 1 where the cluster has GPUs, else 0.
+        cpus_per_actor: CPUs of each actor, its reads included; None is the node's CPUs shared out.
+        actor_memory: bytes of memory that Ray sets aside for each actor.
+        read_tasks_per_actor: read tasks under way for each actor.
+        task_retries: how often a chunk is tried again after its worker died.
+        poison_attempts: after so many dead workers a chunk is decoded image by image in a subprocess.
+        decode_timeout_s: seconds for one image in that subprocess.
+        max_passes: how often the driver goes over what is still missing before it gives up.
+        grace_s: seconds that chunks in flight have to commit after SIGINT or SIGTERM.
+        lease_ttl_s: seconds without a heartbeat after which a job counts as dead.
+        max_reject_rate: rejected fraction of all rows above which the job ends with exit code 3.
+        limit: only the first so many objects of the listing; None is all.
+    """
+
+    chunk_rows: int | None = None
+    chunk_bytes: int = 64 * MIB
+    shard_rows: int = 65_536
+    shard_bytes: int = 256 * MIB
+    batch_size: int | None = None
+    decode_threads: int | None = None
+    min_actors: int = 1
+    max_actors: int | None = None
+    gpus_per_actor: float | None = None
+    cpus_per_actor: float | None = None
+    actor_memory: int = 1024 * MIB
+    read_tasks_per_actor: int = 2
+    task_retries: int = 6
+    poison_attempts: int = 3
+    decode_timeout_s: float = 60.0
+    max_passes: int = 3
+    grace_s: float = 60.0
+    lease_ttl_s: float = 30.0
+    max_reject_rate: float = 0.1
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One run: what to compute, from where, to where, and how."""
+
+    source: str
+    dest: str
+    model: ModelConfig = field(default_factory=ModelConfig)
+    limits: ImageLimits = field(default_factory=ImageLimits)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    job: JobConfig = field(default_factory=JobConfig)
+    address: str | None = None

@@ -1,0 +1,223 @@
+"""Encoded bytes to the uint8 crop that the model sees: the presets, and their two implementations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch.nn.functional import interpolate
+
+from pipeline.decode import decode_image, decode_pixels
+from pipeline.errors import RejectError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from pipeline.config import ImageLimits, Implementation, Preset
+
+PRESET_SIZES: Mapping[Preset, int | None] = {"timm": None, "dinov2-224": 224}
+"""Side of the crop in pixels that a preset asks for; None is the model's own."""
+
+_WASTE = 4
+"""How many times the crop's area a resize may compute before another way is cheaper."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One image, ready for the model.
+
+    Attributes:
+        pixels: (H, W, 3) uint8, RGB; H and W are the model's input size.
+        width: of the decoded image, upright, in pixels.
+        height: likewise.
+    """
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessConfig:
+    """A resolved preset, in the terms of timm's data config.
+
+    Attributes:
+        height: of the crop, in pixels.
+        width: of the crop, in pixels.
+        crop_pct: crop size over resized size.
+        crop_mode: timm's ``center``, ``squash`` or ``border``.
+        interpolation: timm's name of the filter.
+        mean: per channel, of values in 0..1.
+        std: likewise.
+        implementation: ``fast`` or ``reference``.
+    """
+
+    height: int
+    width: int
+    crop_pct: float
+    crop_mode: str
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    implementation: Implementation
+
+
+def resolve_preset(
+    data_config: Mapping[str, Any], preset: Preset, implementation: Implementation
+) -> PreprocessConfig:
+    """What a preset means for a model.
+
+    Args:
+        data_config: the model's, as ``timm.data.resolve_model_data_config`` gives it.
+        preset: ``timm``: the data config as it is; ``dinov2-224``: resize the shorter side to 256, crop 224, bicubic
+            (``make_classification_eval_transform`` of Meta's DINOv2).
+        implementation: ``fast`` or ``reference``.
+
+    Raises:
+        UsageError: the model does not take three channels.
+    """
+    channels, height, width = data_config["input_size"]
+    if channels != 3:
+        raise UsageError(f"the model takes {channels} channels; raysight feeds it RGB")
+    crop_pct, crop_mode = float(data_config["crop_pct"]), str(data_config["crop_mode"])
+    interpolation = str(data_config["interpolation"])
+    side = PRESET_SIZES[preset]
+    if side is not None:
+        height, width, crop_pct, crop_mode, interpolation = side, side, 224 / 256, "center", "bicubic"
+    return PreprocessConfig(
+        height=height,
+        width=width,
+        crop_pct=crop_pct,
+        crop_mode=crop_mode,
+        interpolation=interpolation,
+        mean=tuple(map(float, data_config["mean"])),
+        std=tuple(map(float, data_config["std"])),
+        implementation=implementation,
+    )
+
+
+def timm_transform(config: PreprocessConfig, *, normalize: bool) -> Any:
+    """timm's own evaluation transform; without ``normalize`` it ends at the (3, H, W) uint8 tensor."""
+    return create_transform(
+        input_size=(3, config.height, config.width),
+        is_training=False,
+        interpolation=config.interpolation,
+        mean=config.mean,
+        std=config.std,
+        crop_pct=config.crop_pct,
+        crop_mode=config.crop_mode,
+        use_prefetcher=not normalize,
+    )
+
+
+class Preprocessor:
+    """``prepare(bytes)`` for one preset. Thread-safe, picklable, knows nothing of the model."""
+
+    def __init__(self, config: PreprocessConfig, limits: ImageLimits) -> None:
+        self.config = config
+        self.limits = limits
+        # The fast resize covers what nearly every timm model uses; the rest goes timm's way after the fast decode.
+        self._fast = (
+            config.implementation == "fast"
+            and config.crop_mode == "center"
+            and config.interpolation in ("bicubic", "bilinear")
+            and config.height == config.width
+        )
+        self._transform = timm_transform(config, normalize=False)
+
+    def prepare(self, data: bytes | memoryview) -> Prepared:
+        """Decodes, resizes and crops one image.
+
+        Raises:
+            RejectError: the bytes cannot be decoded within the limits. Whatever else a decoder raises on wild bytes
+                counts as error ``Corrupt`` of this image, so that one image never ends a job.
+        """
+        try:
+            return self._prepare(data)
+        except RejectError:
+            raise
+        except Exception as error:
+            raise RejectError("decode", "Corrupt", f"{type(error).__name__}: {error}") from error
+
+    def _prepare(self, data: bytes | memoryview) -> Prepared:
+        if self._fast:
+            pixels = decode_pixels(data, self.limits)
+            height, width = pixels.shape[:2]
+            return Prepared(self._resize_and_crop(pixels), width, height)
+        image = decode_image(data, self.limits)
+        return Prepared(self._timm(image), image.width, image.height)
+
+    def _timm(self, image: Image.Image) -> NDArray[np.uint8]:
+        """timm's transform, verbatim; it resizes the whole image, which must not blow a strip up without bound."""
+        factor = self.config.height / self.config.crop_pct / min(image.size)
+        if self.config.crop_mode == "center" and image.width * image.height * factor**2 > self.limits.max_pixels:
+            raise RejectError(
+                "decode",
+                "TooManyPixels",
+                f"{image.width}×{image.height} would be resized to more than max_pixels, {self.limits.max_pixels}",
+            )
+        pixels: NDArray[np.uint8] = np.ascontiguousarray(self._transform(image).permute(1, 2, 0).numpy())
+        return pixels
+
+    def _resize_and_crop(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """timm's ``Resize`` (shorter side) and ``CenterCrop``, computing only what the crop keeps.
+
+        (h, w, 3) uint8 to (H, W, 3) uint8; within 2 levels of Pillow's antialiased resize.
+        """
+        config = self.config
+        height, width = pixels.shape[:2]
+        # Sizes and offsets as torchvision computes them (Resize with an int size, CenterCrop).
+        shorter = math.floor(config.height / config.crop_pct)
+        if width <= height:
+            new_width, new_height = shorter, int(shorter * height / width)
+        else:
+            new_width, new_height = int(shorter * width / height), shorter
+        if new_width < config.width or new_height < config.height:  # crop_pct above 1: the crop pads
+            return self._timm(Image.fromarray(pixels))
+        top, left = round((new_height - config.height) / 2), round((new_width - config.width) / 2)
+        rows, out_rows, skip_rows = aligned_box(height, new_height, top, config.height)
+        columns, out_columns, skip_columns = aligned_box(width, new_width, left, config.width)
+        if out_rows * out_columns > _WASTE * config.height * config.width:
+            # A strip without a usable alignment. Pillow takes fractional boxes, at a third of the speed.
+            down, across = height / new_height, width / new_width
+            box = (left * across, top * down, (left + config.width) * across, (top + config.height) * down)
+            filter_ = Image.Resampling[config.interpolation.upper()]
+            return np.array(Image.fromarray(pixels).resize((config.width, config.height), filter_, box=box))
+        source = torch.from_numpy(pixels[rows, columns]).permute(2, 0, 1).unsqueeze(0)
+        resized = interpolate(
+            source, size=(out_rows, out_columns), mode=config.interpolation, antialias=True, align_corners=False
+        )
+        crop = resized[
+            0, :, skip_rows : skip_rows + config.height, skip_columns : skip_columns + config.width
+        ].permute(1, 2, 0)
+        return crop.contiguous().numpy()
+
+
+def aligned_box(source: int, target: int, offset: int, length: int) -> tuple[slice, int, int]:
+    """The least part of one axis whose resize gives the same numbers as the whole's, over the cropped range.
+
+    A resize of ``source`` to ``target`` samples repeats its phase every ``target / gcd`` outputs, which is exactly
+    ``source / gcd`` inputs; a box that starts and ends on such a period keeps every sample position. It also keeps
+    the filter's whole support (Pillow's bicubic reaches 2 samples, or 2 scales when it shrinks) on both sides.
+
+    Returns:
+        the slice of the source, the size it is resized to, and how many of those outputs precede the crop.
+    """
+    divisor = math.gcd(source, target)
+    period_in, period_out = source // divisor, target // divisor
+    scale = source / target
+    support = math.ceil(2 * max(scale, 1.0) / scale) + 1
+    first = max(0, offset - support) // period_out
+    last = min(divisor, -(-(offset + length + support) // period_out))
+    return (
+        slice(first * period_in, last * period_in),
+        (last - first) * period_out,
+        offset - first * period_out,
+    )

@@ -1,0 +1,73 @@
+"""The figures of a run, kept beside the data as ``_raysight/run-*.json``."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from pipeline import __version__
+
+if TYPE_CHECKING:
+    from pipeline.actor import ChunkResult
+    from pipeline.fingerprint import Fingerprint
+    from pipeline.manifest import Manifest
+
+_SUMS = (
+    "rows",
+    "bytes_read",
+    "bytes_written",
+    "read_seconds",
+    "read_cpu_seconds",
+    "prepare_cpu_seconds",
+    "forward_seconds",
+    "commit_seconds",
+    "chunk_seconds",
+)
+
+
+class RunLog:
+    """Adds up the results of chunks."""
+
+    def __init__(self, manifest: Manifest, fingerprint: Fingerprint, *, skipped: int) -> None:
+        self._started = datetime.now(UTC)
+        self._clock = time.monotonic()
+        self._manifest = manifest
+        self._fingerprint = fingerprint
+        self._skipped = skipped
+        self._sums: dict[str, float] = dict.fromkeys(_SUMS, 0)
+        self._rejects: Counter[str] = Counter()
+        self._chunks = self._retries = 0
+
+    def add(self, result: ChunkResult) -> None:
+        """Notes a committed chunk."""
+        for name in _SUMS:
+            self._sums[name] += getattr(result, name)
+        self._rejects.update(result.rejects)
+        self._chunks += 1
+        self._retries += result.attempt - 1
+
+    def to_object(self, images_per_second: float, *, complete: bool) -> tuple[str, bytes]:
+        """The object's name and content."""
+        values: dict[str, Any] = {
+            "raysight": __version__,
+            "host": platform.node(),
+            "started": self._started.isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - self._clock, 3),
+            "complete": complete,
+            "source": self._manifest.source,
+            "fingerprint": self._fingerprint.digest,
+            "images": self._manifest.rows,
+            "skipped": self._skipped,
+            "chunks": self._chunks,
+            "retries": self._retries,
+            "rejects": dict(self._rejects),
+            "images_per_second": round(images_per_second, 3),
+            **{name: round(value, 6) for name, value in self._sums.items()},
+        }
+        stamp = self._started.strftime("%Y%m%dT%H%M%SZ")
+        return f"_raysight/run-{stamp}-{os.getpid()}.json", json.dumps(values, indent=1).encode()

@@ -1,0 +1,101 @@
+"""The shape of everything raysight stores: Arrow schemas, object names, metadata."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+FORMAT_VERSION = 1
+
+DATASET = "_raysight/dataset.json"
+LEASE = "_raysight/lease.json"
+MANIFEST_MARKER = "_raysight/manifest/committed.json"
+MANIFEST_FOLDER = "_raysight/manifest/"
+CHUNKS_FOLDER = "_raysight/chunks/"
+FEATURES_FOLDER = "features/"
+REJECTS_FOLDER = "rejects/"
+
+METADATA_KEY = b"raysight"
+"""Key of the JSON that stands in the schema metadata of every shard."""
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
+    ]
+)
+
+IDENTITY_FIELDS = [pa.field("uri", pa.string(), nullable=False), pa.field("etag", pa.string(), nullable=False)]
+SIZE_FIELDS = [pa.field("width", pa.int32()), pa.field("height", pa.int32())]
+REJECT_FIELDS = [pa.field(name, pa.string()) for name in ("stage", "error", "message")]
+
+REJECTS_SCHEMA = pa.schema([*IDENTITY_FIELDS, *REJECT_FIELDS])
+
+
+def embedding_field(dim: int) -> pa.Field:
+    """The column of an embedding of ``dim`` float32 values; a plain Arrow type that every reader knows."""
+    return pa.field("embedding", pa.list_(pa.float32(), dim))
+
+
+def chunk_schema(outputs: Iterable[pa.Field]) -> pa.Schema:
+    """A committed chunk: features and rejects together, one row for each manifest row, in its order."""
+    return pa.schema([*IDENTITY_FIELDS, *SIZE_FIELDS, *outputs, *REJECT_FIELDS])
+
+
+def features_schema(outputs: Iterable[pa.Field]) -> pa.Schema:
+    """A sealed feature shard."""
+    return pa.schema([*IDENTITY_FIELDS, *SIZE_FIELDS, *outputs])
+
+
+def with_metadata(schema: pa.Schema, values: dict[str, Any]) -> pa.Schema:
+    """The schema with ``values`` as its raysight metadata."""
+    return schema.with_metadata({METADATA_KEY: json.dumps(values, sort_keys=True).encode()})
+
+
+def metadata(schema: pa.Schema) -> dict[str, Any]:
+    """The raysight metadata of a stored schema; empty where there is none."""
+    values: dict[str, Any] = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    return values
+
+
+def manifest_shard(shard: int) -> str:
+    """Name of a manifest shard."""
+    return f"{MANIFEST_FOLDER}shard-{shard:06d}.parquet"
+
+
+def chunk_object(shard: int, chunk: int) -> str:
+    """Name of a committed chunk; the same chunk always has the same name, so that a retry only rewrites it."""
+    return f"{CHUNKS_FOLDER}shard-{shard:06d}/{chunk:05d}.parquet"
+
+
+def features_shard(shard: int) -> str:
+    """Name of a sealed feature shard."""
+    return f"{FEATURES_FOLDER}shard-{shard:06d}.parquet"
+
+
+def rejects_shard(shard: int, digest: str) -> str:
+    """Name of a sealed rejects shard; the digest is of its content."""
+    return f"{REJECTS_FOLDER}shard-{shard:06d}-{digest}.parquet"
+
+
+_CHUNK = re.compile(re.escape(CHUNKS_FOLDER) + r"shard-(\d+)/(\d+)\.parquet")
+_SHARD = re.compile(r"(?:features|rejects|_raysight/manifest)/shard-(\d+)(?:-[0-9a-f]+)?\.parquet")
+
+
+def parse_chunk(key: str) -> tuple[int, int] | None:
+    """The inverse of :func:`chunk_object`; None for other names."""
+    match = _CHUNK.fullmatch(key)
+    return (int(match.group(1)), int(match.group(2))) if match else None
+
+
+def parse_shard(key: str) -> int | None:
+    """The shard number in the name of a manifest, feature or rejects shard; None for other names."""
+    match = _SHARD.fullmatch(key)
+    return int(match.group(1)) if match else None

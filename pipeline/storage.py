@@ -1,0 +1,120 @@
+"""One small interface over a local folder and a bucket; everything raysight reads or writes goes through it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from pipeline.errors import RejectError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pipeline.config import StorageConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One object of a listing.
+
+    Attributes:
+        key: name relative to the store's root.
+        size: bytes.
+        version: changes when the content does: the ETag of a bucket, size and mtime (ns) of a file.
+    """
+
+    key: str
+    size: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The bytes of one object and the version they belong to."""
+
+    data: bytes
+    version: str
+
+
+class Store(Protocol):
+    """Objects below a root. Every call raises a :class:`~pipeline.errors.StorageError` on failure."""
+
+    @property
+    def root(self) -> str:
+        """What stands before a key in a URI, such as ``s3://bucket/prefix/`` or ``/data/photos/``."""
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Objects whose key starts with ``prefix``, streamed; what is half-written is not among them."""
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes. Raises NotFoundError when it does not exist."""
+
+    def fetch_many(self, keys: Sequence[str], max_bytes: int) -> list[Fetched | RejectError]:
+        """Many objects at once, in order; what is wrong with one object stands in its place.
+
+        An object that the store failed to deliver after all retries is an ``Unavailable`` one: whether that is bad
+        luck of one object or an outage is for the caller to tell.
+        """
+
+    def put(self, key: str, data: bytes) -> None:
+        """Writes or replaces an object atomically and durably."""
+
+    def put_file(self, key: str, path: Path, *, replace: bool = True) -> bool:
+        """Uploads a file atomically; with ``replace=False`` an existing object wins and False comes back.
+
+        A store without conditional puts replaces the object all the same.
+        """
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Creates an object, or returns False if it exists. Raises UnsupportedError where the store cannot."""
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Deletes objects; those already gone count as deleted."""
+
+    def uri(self, key: str) -> str:
+        """What stands for the object in the ``uri`` column."""
+
+    def key(self, uri: str) -> str:
+        """The inverse of :meth:`uri`."""
+
+
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+def scheme(url: str) -> str:
+    """The scheme of a URL, or an empty string for a path."""
+    match = _SCHEME.match(url)
+    return match.group(1).lower() if match else ""
+
+
+def open_store(url: str, config: StorageConfig) -> Store:
+    """The store that ``url`` names: ``s3://bucket/prefix``, ``file:///folder`` or a local path.
+
+    Raises:
+        UsageError: the scheme is not one of these, or the bucket is missing.
+    """
+    match scheme(url):
+        case "s3":
+            from pipeline.s3 import S3Store  # boto3 takes a while to import
+
+            return S3Store(url, config)
+        case "" | "file":
+            from pipeline.local import LocalStore
+
+            return LocalStore(url)
+        case other:
+            raise UsageError(f"{url}: the scheme {other}:// is not supported; use a local path or s3://bucket/prefix")
+
+
+def read_judgement(name: str, uri: str) -> RejectError:
+    """The reject row for an object that cannot be read, worded alike for every store."""
+    messages = {
+        "NotFound": "the object is gone (it was there when the source was listed)",
+        "Forbidden": "reading the object is not allowed with these credentials",
+        "Changed": "the object changed after it was listed",
+        "TooManyBytes": "the object is larger than max_bytes",
+        "Unavailable": "the store failed to deliver the object after all retries",
+    }
+    return RejectError("read", name, f"{messages[name]}: {uri}")

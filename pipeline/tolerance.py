@@ -1,0 +1,34 @@
+"""How far features may be from timm's own, in fp32, on the same image and weights.
+
+Measured over photographs at odd sizes with weights that make every block count (docs/tolerances.md), with room for
+other devices; ``fast`` differs by its resize (2 of 255 levels at most), the half precisions by their forward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Bounds on one row.
+
+    Attributes:
+        cosine: least cosine similarity.
+        relative: largest absolute difference, as a fraction of the reference's largest absolute value.
+    """
+
+    cosine: float
+    relative: float
+
+
+_PRECISION = {"fp32": Tolerance(0.999999, 1e-4), "fp16": Tolerance(0.9999, 2e-2), "bf16": Tolerance(0.999, 6e-2)}
+_FAST = Tolerance(0.9999, 3e-2)
+
+
+def tolerance(implementation: str, precision: str) -> Tolerance:
+    """The bounds for an implementation (``fast``, ``reference``) and a precision (``fp32``, ``bf16``, ``fp16``)."""
+    bound = _PRECISION[precision]
+    if implementation == "reference":
+        return bound
+    return Tolerance(min(bound.cosine, _FAST.cosine), max(bound.relative, _FAST.relative))

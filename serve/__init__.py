@@ -1,0 +1,1 @@
+"""raysight's command line, and (to come) its online half."""

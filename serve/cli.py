@@ -1,0 +1,44 @@
+"""The root command, ``raysight``: the top of the import graph."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from pipeline import __version__
+from pipeline.cli import EXIT_INTERRUPTED, EXIT_USAGE, add_commands
+from pipeline.errors import RaysightError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line, as documented in docs/commands.md."""
+    parser = argparse.ArgumentParser(
+        prog="raysight", description="A bucket of images in, a Parquet dataset of features out, exactly once."
+    )
+    parser.add_argument("--version", action="version", version=f"raysight {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    add_commands(commands)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code; what raysight raises on purpose becomes a message."""
+    options = build_parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except RaysightError as error:
+        print(f"raysight: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("raysight: stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away; a later flush must not complain about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_USAGE
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
