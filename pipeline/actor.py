@@ -48,7 +48,9 @@ class ChunkResult:
 
     def to_table(self) -> pa.Table:
         """One row."""
-        return pa.table({name: [value] for name, value in {**asdict(self), "rejects": json.dumps(self.rejects)}.items()})
+        return pa.table(
+            {name: [value] for name, value in {**asdict(self), "rejects": json.dumps(self.rejects)}.items()}
+        )
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Self:
@@ -101,7 +103,9 @@ class ChunkWorker:
             with IsolatedPreprocessor(self._extractor.preprocessor, self._config.decode_timeout_s) as isolated:
                 self._extract(work, isolated.prepare, ahead=0)
         else:
-            self._extract(work, self._extractor.prepare, ahead=2 * self._config.batch_size + self._config.decode_threads)
+            self._extract(
+                work, self._extractor.prepare, ahead=2 * self._config.batch_size + self._config.decode_threads
+            )
         columns = self._extractor.finish(work.features(self._extractor.outputs))
         table = build_chunk(uris, etags, work.outcomes, columns, self._extractor.outputs)
         before = time.perf_counter()

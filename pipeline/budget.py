@@ -129,7 +129,9 @@ def _cpus(job: JobConfig, nodes: Sequence[Node], gpus: float, *, can_grow: bool)
         if job.cpus_per_actor < least:
             raise UsageError(f"--cpus-per-actor {job.cpus_per_actor:g} is too little; {least:g} is the least")
         if job.cpus_per_actor > largest > 0 and not can_grow:
-            return largest, [f"--cpus-per-actor {job.cpus_per_actor:g} scaled down to {largest:g}: the node has no more"]
+            return largest, [
+                f"--cpus-per-actor {job.cpus_per_actor:g} scaled down to {largest:g}: the node has no more"
+            ]
         return job.cpus_per_actor, []
     if gpus > 0:
         shares = [node.cpus * gpus / node.gpus for node in usable]

@@ -10,7 +10,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from pipeline.config import Config, Implementation, ImageLimits, JobConfig, ModelConfig, Precision, Preset, StorageConfig
+from pipeline.config import (
+    Config,
+    ImageLimits,
+    Implementation,
+    JobConfig,
+    ModelConfig,
+    Precision,
+    Preset,
+    StorageConfig,
+)
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,14 +29,14 @@ if TYPE_CHECKING:
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_REJECTS, EXIT_INTERRUPTED = 0, 1, 2, 3, 4
 
 
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # noqa: SLF001
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds ``extract``, ``embed`` and ``verify`` to the root parser."""
     _add_extract(commands)
     _add_embed(commands)
     _add_verify(commands)
 
 
-def _add_extract(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # noqa: SLF001
+def _add_extract(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("extract", help="turn the images below SOURCE into a Parquet dataset at DEST")
     parser.add_argument("source", metavar="SOURCE", help="a folder, or s3://bucket/prefix")
     parser.add_argument("dest", metavar="DEST", help="a folder, or s3://bucket/prefix")
@@ -35,7 +44,9 @@ def _add_extract(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     job = JobConfig()
     add = parser.add_argument_group("job").add_argument
     add("--batch-size", type=_positive, help="images of one forward (default: 64 on a GPU, 2 on a CPU)")
-    add("--chunk-rows", type=_positive, help="images of a chunk, the unit of loss (default: 1024 on a GPU, 64 on a CPU)")
+    add(
+        "--chunk-rows", type=_positive, help="images of a chunk, the unit of loss (default: 1024 on a GPU, 64 on a CPU)"
+    )
     add("--min-actors", type=_positive, default=job.min_actors, help="actors from the start (default: %(default)s)")
     add("--max-actors", type=_positive, help="actors at most (default: what fits)")
     add("--gpus-per-actor", type=_share, help="GPUs, or a fraction, of each actor (default: 1 where there are GPUs)")
@@ -88,7 +99,7 @@ def model_config(options: argparse.Namespace) -> ModelConfig:
     return model
 
 
-def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # noqa: SLF001
+def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("embed", help="print or save the features of a few images, without Ray")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="a file, or s3://bucket/key")
     add_model_options(parser)
@@ -97,7 +108,7 @@ def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(run=run_embed)
 
 
-def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # noqa: SLF001
+def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("verify", help="check a dataset: complete, unique, finite, and right")
     parser.add_argument("dest", metavar="DEST")
     parser.add_argument(

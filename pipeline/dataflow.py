@@ -15,10 +15,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 import ray
 import ray.data
-import torch
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -26,13 +24,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.actor import ChunkResult, ChunkWorker, WorkerConfig
 from pipeline.budget import READ_CPUS
 from pipeline.errors import RaysightError, UnavailableError, UsageError
-from pipeline.manifest import ManifestReader
-from pipeline.read import read_chunk
+from pipeline.read import read_chunks
 from pipeline.seal import Sealed, seal_shard
 from pipeline.storage import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    import pyarrow as pa
 
     from pipeline.budget import Budget
     from pipeline.config import Config
@@ -99,24 +98,12 @@ class ChunkSource(Datasource):
         config = self._spec.config
         return [
             ReadTask(
-                functools.partial(_read, config, shard, chunks),
+                functools.partial(read_chunks, config, shard, chunks),
                 BlockMetadata(num_rows=len(chunks), size_bytes=None, input_files=None, exec_stats=None),
                 per_task_row_limit=per_task_row_limit,
             )
             for shard, chunks in self._tasks
         ]
-
-
-@functools.lru_cache(maxsize=4)
-def _stores(config: Config) -> tuple[ManifestReader, Any]:
-    """Opening a store costs 0.1 s of CPU; a read worker lives for many tasks."""
-    return ManifestReader(open_store(config.dest, config.storage)), open_store(config.source, config.storage)
-
-
-def _read(config: Config, shard: int, chunks: Sequence[int]) -> Iterator[pa.Table]:
-    manifest, source = _stores(config)
-    for chunk in chunks:
-        yield read_chunk(manifest, source, shard, chunk, config.limits.max_bytes)
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
@@ -152,11 +139,15 @@ class ExtractActor:
 
     def __init__(self, spec: JobSpec, coordinator: Any) -> None:
         budget, config = spec.budget, spec.config
+        import torch  # not at the top: read and seal workers have no use for it
+
+        self._device_error: type[BaseException] = torch.AcceleratorError
         torch.set_num_threads(budget.threads)  # Ray sets OMP_NUM_THREADS from the CPUs it was asked for
         extractor = spec.factory()
         if differences := spec.fingerprint.differences(extractor.fingerprint):
             raise UsageError(f"this worker's extractor is not the job's: {'; '.join(differences)}")
         self._grace = config.job.grace_s
+        self._attempts = 1 + config.job.task_retries
         self._coordinator = coordinator
         self._worker = ChunkWorker(
             extractor,
@@ -176,9 +167,12 @@ class ExtractActor:
             # Holding the place keeps Ray from fetching more; the driver ends the job once nothing is in flight.
             time.sleep(self._grace)
             raise RaysightError("the job was stopped")
+        if attempt > self._attempts:
+            # Ray Data itself would retry without end.
+            raise RaysightError(f"chunk {shard}/{chunk} was begun {self._attempts} times and never committed")
         try:
             result = self._worker.process(row, attempt)
-        except torch.AcceleratorError:
+        except self._device_error:
             # A sticky device error: this process can do nothing more. Ray starts another and retries the chunk.
             logging.getLogger(__name__).exception("device error; ending this worker")
             os._exit(_DEVICE_ERROR_EXIT)
@@ -188,7 +182,7 @@ class ExtractActor:
 
 def build_dataset(spec: JobSpec, source: ChunkSource, coordinator: Any) -> ray.data.Dataset:
     """The lazy graph. The stages do not fuse: their resources differ, and a test asserts the plan's operators."""
-    budget, job = spec.budget, spec.config.job
+    budget = spec.budget
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = 1  # a block for each row, and a row is a chunk
     context.enable_progress_bars = False
@@ -220,8 +214,6 @@ def build_dataset(spec: JobSpec, source: ChunkSource, coordinator: Any) -> ray.d
             num_cpus=budget.ray_cpus,
             num_gpus=budget.gpus_per_actor or None,
             memory=budget.memory_per_actor,
-            max_restarts=-1,
-            max_task_retries=job.task_retries,
         )
 
 
@@ -246,7 +238,7 @@ def run_chunks(
             item = results.get(timeout=_POLL_S)
         except queue.Empty:
             if deadline is not None and (
-                time.monotonic() > deadline or ray.get(coordinator.in_flight.remote()) == 0 and results.empty()
+                time.monotonic() > deadline or (ray.get(coordinator.in_flight.remote()) == 0 and results.empty())
             ):
                 return
             yield None
@@ -266,7 +258,7 @@ def _consume(dataset: ray.data.Dataset, results: queue.SimpleQueue[ChunkResult |
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for row in batch.to_pylist():
                 results.put(ChunkResult.from_row(row))
-    except Exception as error:  # noqa: BLE001 — handed over and raised in the caller's thread
+    except Exception as error:
         results.put(error)
     else:
         results.put(None)

@@ -68,5 +68,5 @@ def agree_on(dest: Store, fingerprint: Fingerprint, model: ModelConfig) -> None:
 
 def count_rejects(dest: Store) -> int:
     """Rejected rows of the sealed shards, from their Parquet footers."""
-    shards = (item.key for item in dest.list(schema.REJECTS_FOLDER) if schema.parse_shard(item.key) is not None)
+    shards = (item.key for item in dest.list_objects(schema.REJECTS_FOLDER) if schema.parse_shard(item.key) is not None)
     return sum(pq.read_metadata(pa.BufferReader(dest.get(key))).num_rows for key in shards)

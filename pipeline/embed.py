@@ -7,7 +7,6 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.commit import build_chunk, encode
 from pipeline.errors import RejectError, UsageError
@@ -16,6 +15,8 @@ from pipeline.storage import Fetched, open_store, scheme
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import pyarrow as pa
 
     from pipeline.config import ImageLimits, StorageConfig
     from pipeline.extractor import Extractor
@@ -40,7 +41,9 @@ def embed(extractor: Extractor, uris: Sequence[str], limits: ImageLimits, storag
         outcomes.append((prepared.width, prepared.height))
         for column, values in extractor.forward([prepared.pixels]).items():
             parts.setdefault(column, []).append(values)
-    stacked = {field.name: np.concatenate(parts.get(field.name, [np.empty((0, 1), np.float32)])) for field in extractor.outputs}
+    stacked = {
+        field.name: np.concatenate(parts.get(field.name, [np.empty((0, 1), np.float32)])) for field in extractor.outputs
+    }
     columns = extractor.finish(stacked)
     return build_chunk(names, etags, outcomes, columns, extractor.outputs)
 
@@ -67,7 +70,9 @@ def render(table: pa.Table, extractor: Extractor, form: str) -> bytes:
     if form == "parquet":
         values = {"format": FORMAT_VERSION, "fingerprint": extractor.fingerprint.to_dict()}
         return encode(table.cast(with_metadata(table.schema, values)))
-    rejected = [f"{row['uri']}: {row['message']}" for row in table.select(["uri", "message"]).to_pylist() if row["message"]]
+    rejected = [
+        f"{row['uri']}: {row['message']}" for row in table.select(["uri", "message"]).to_pylist() if row["message"]
+    ]
     if rejected:
         raise UsageError("no row in the matrix for " + "; ".join(rejected))
     import io

@@ -15,8 +15,8 @@ import torch
 from pipeline import model as models
 from pipeline.errors import UsageError
 from pipeline.fingerprint import Fingerprint
-from pipeline.preprocess import Prepared, PreprocessConfig, Preprocessor, resolve_preset, PRESET_SIZES
-from pipeline.schema import embedding_field
+from pipeline.preprocess import PRESET_SIZES, Prepared, PreprocessConfig, Preprocessor, resolve_preset
+from pipeline.schema import describe_output, embedding_field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -75,9 +75,7 @@ class Extractor:
     def finish(self, features: Mapping[str, NDArray[np.float32]]) -> dict[str, pa.Array]:
         """Arrow columns, one for each output: n values of the type in ``outputs``."""
         return {
-            field.name: pa.FixedSizeListArray.from_arrays(
-                pa.array(features[field.name].reshape(-1)), type=field.type
-            )
+            field.name: pa.FixedSizeListArray.from_arrays(pa.array(features[field.name].reshape(-1)), type=field.type)
             for field in self.outputs
         }
 
@@ -114,7 +112,7 @@ def load_extractor(config: ModelConfig, limits: ImageLimits, device: torch.devic
         transform=_describe(preprocess),
         implementation=config.implementation,
         precision=precision,
-        outputs=tuple(f"{field.name}: {field.type}" for field in outputs),
+        outputs=tuple(map(describe_output, outputs)),
     )
     return Extractor(model, Preprocessor(preprocess, limits), fingerprint, outputs, device)
 

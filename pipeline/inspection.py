@@ -97,7 +97,7 @@ def check_structure(dest: Store, info: DatasetInfo, manifest: Manifest) -> Repor
 
 def _shards(dest: Store, folder: str, report: Report) -> dict[int, list[str]]:
     found: dict[int, list[str]] = {}
-    for item in dest.list(folder):
+    for item in dest.list_objects(folder):
         shard = schema.parse_shard(item.key)
         if shard is None:
             report.problem("an object that raysight did not write", [item.key])
@@ -115,8 +115,8 @@ def _check_shard(
     info: DatasetInfo,
     report: Report,
 ) -> None:
-    table = pq.read_table(pa.BufferReader(dest.get(features[0])))
-    values = schema.metadata(table.schema)
+    file = pq.ParquetFile(pa.BufferReader(dest.get(features[0])))
+    table, values = file.read(), schema.metadata(file)
     if values.get("fingerprint") != info.fingerprint.to_dict():
         report.problem(f"{features[0]} has another fingerprint than the dataset")
     digest = values.get("rejects_digest", NO_REJECTS)
@@ -138,7 +138,9 @@ def _check_shard(
 
 
 def _compare_rows(shard: int, expected: pa.Table, found: pa.Table, report: Report) -> None:
-    want, have = (Counter(zip(*(t[name].to_pylist() for name in t.column_names), strict=True)) for t in (expected, found))
+    want, have = (
+        Counter(zip(*(t[name].to_pylist() for name in t.column_names), strict=True)) for t in (expected, found)
+    )
     if missing := want - have:
         report.problem(f"shard {shard} lacks {missing.total()} rows", [uri for uri, _ in missing.elements()])
     if extra := have - want:
@@ -146,10 +148,13 @@ def _compare_rows(shard: int, expected: pa.Table, found: pa.Table, report: Repor
 
 
 def _check_values(key: str, table: pa.Table, info: DatasetInfo, report: Report) -> None:
-    types = {name: kind for name, _, kind in (output.partition(": ") for output in info.fingerprint.outputs)}
-    for name, kind in types.items():
-        if name not in table.column_names or str(table.schema.field(name).type) != kind:
-            report.problem(f"{key}: column {name} should be {kind}")
+    for output in info.fingerprint.outputs:
+        name = output.partition(":")[0]
+        if name not in table.column_names or not pa.types.is_fixed_size_list(table.schema.field(name).type):
+            report.problem(f"{key}: there should be a column {output}")
+            continue
+        if schema.describe_output(table.schema.field(name)) != output:
+            report.problem(f"{key}: there should be {output}, not {schema.describe_output(table.schema.field(name))}")
             continue
         column = table[name].combine_chunks()
         if column.null_count:

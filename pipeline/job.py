@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from pipeline.budget import Budget, make_budget
 from pipeline.cluster import cluster_address, cluster_nodes, existing_ray, free_resources, local_ray, this_machine
-from pipeline.config import Config, ModelConfig
 from pipeline.dataset import agree_on, count_rejects, load_info
 from pipeline.errors import RaysightError, UsageError
 from pipeline.extractor import Extractor, load_extractor
@@ -26,6 +25,7 @@ from pipeline.storage import Store, open_store
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pipeline.config import Config, ModelConfig
     from pipeline.dataflow import JobSpec, Sealer
     from pipeline.fingerprint import Fingerprint
 
@@ -256,5 +256,3 @@ class _Run:
         if self._progress.rows or stopped:
             self._dest.put(*self._log.to_object(summary.images_per_second, complete=complete))
         return summary
-
-

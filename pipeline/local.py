@@ -34,7 +34,7 @@ class LocalStore:
     def root(self) -> str:
         return os.path.join(self._folder, "")  # noqa: PTH118 — the trailing slash is wanted, also of "/"
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Raises NotFoundError when the folder itself does not exist."""
         if not self._folder.is_dir():
             raise NotFoundError(f"there is no folder {self._folder}")

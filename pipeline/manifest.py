@@ -130,7 +130,7 @@ def write_manifest(
     kept = {schema.manifest_shard(number) for number in range(len(shards))}
     leftovers = [
         item.key
-        for item in dest.list(schema.MANIFEST_FOLDER)
+        for item in dest.list_objects(schema.MANIFEST_FOLDER)
         if item.key not in kept and schema.parse_shard(item.key) is not None
     ]
     if leftovers:

@@ -45,8 +45,8 @@ class Plan:
     @classmethod
     def survey(cls, dest: Store, manifest: Manifest) -> Plan:
         """The plan as the names in ``dest`` show it."""
-        shards = (schema.parse_shard(item.key) for item in dest.list(schema.FEATURES_FOLDER))
-        chunks = (schema.parse_chunk(item.key) for item in dest.list(schema.CHUNKS_FOLDER))
+        shards = (schema.parse_shard(item.key) for item in dest.list_objects(schema.FEATURES_FOLDER))
+        chunks = (schema.parse_chunk(item.key) for item in dest.list_objects(schema.CHUNKS_FOLDER))
         return cls(manifest, {shard for shard in shards if shard is not None}, (pair for pair in chunks if pair))
 
     def commit(self, shard: int, chunk: int) -> bool:

@@ -69,9 +69,7 @@ class PreprocessConfig:
     implementation: Implementation
 
 
-def resolve_preset(
-    data_config: Mapping[str, Any], preset: Preset, implementation: Implementation
-) -> PreprocessConfig:
+def resolve_preset(data_config: Mapping[str, Any], preset: Preset, implementation: Implementation) -> PreprocessConfig:
     """What a preset means for a model.
 
     Args:
@@ -194,9 +192,9 @@ class Preprocessor:
         resized = interpolate(
             source, size=(out_rows, out_columns), mode=config.interpolation, antialias=True, align_corners=False
         )
-        crop = resized[
-            0, :, skip_rows : skip_rows + config.height, skip_columns : skip_columns + config.width
-        ].permute(1, 2, 0)
+        crop = resized[0, :, skip_rows : skip_rows + config.height, skip_columns : skip_columns + config.width].permute(
+            1, 2, 0
+        )
         return crop.contiguous().numpy()
 
 

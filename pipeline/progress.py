@@ -77,7 +77,9 @@ class Progress:
         rate = self.images_per_second
         share = 100 * done / self._total if self._total else 100.0
         left = f"ETA {_clock((self._total - done) / rate)}" if self.rows else "starting"
-        return f"{done:,}/{self._total:,} images ({share:.1f} %)  {rate:,.1f} images/s  {left}  {self.rejects:,} rejects"
+        return (
+            f"{done:,}/{self._total:,} images ({share:.1f} %)  {rate:,.1f} images/s  {left}  {self.rejects:,} rejects"
+        )
 
     def _show(self, line: str) -> None:
         if not self._live:

@@ -5,16 +5,20 @@ One row a chunk, because a row is what Ray Data never splits and never merges wi
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from pipeline.errors import RejectError, UnavailableError
-from pipeline.storage import Fetched, read_judgement
+from pipeline.manifest import ManifestReader
+from pipeline.storage import Fetched, open_store, read_judgement
 
 if TYPE_CHECKING:
-    from pipeline.manifest import ManifestReader
+    from collections.abc import Iterator, Sequence
+
+    from pipeline.config import Config
     from pipeline.storage import Store
 
 _REJECT = pa.struct([(name, pa.string()) for name in ("stage", "error", "message")])
@@ -34,6 +38,19 @@ CHUNK_ROW_SCHEMA = pa.schema(
 
 _OUTAGE = 0.5
 """Fraction of a chunk's reads that must fail for reasons of the store before it counts as an outage."""
+
+
+def read_chunks(config: Config, shard: int, chunks: Sequence[int]) -> Iterator[pa.Table]:
+    """The chunks of one read task, one after another. Raises as :func:`read_chunk`."""
+    manifest, source = _stores(config)
+    for chunk in chunks:
+        yield read_chunk(manifest, source, shard, chunk, config.limits.max_bytes)
+
+
+@functools.lru_cache(maxsize=4)
+def _stores(config: Config) -> tuple[ManifestReader, Store]:
+    """Opening a store costs 0.1 s of CPU; a read worker lives for many tasks."""
+    return ManifestReader(open_store(config.dest, config.storage)), open_store(config.source, config.storage)
 
 
 def read_chunk(manifest: ManifestReader, source: Store, shard: int, chunk: int, max_bytes: int) -> pa.Table:

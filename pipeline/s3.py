@@ -100,7 +100,7 @@ class S3Store:
     def root(self) -> str:
         return f"s3://{self._bucket}/{self._prefix}"
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         pages = self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self._bucket, Prefix=self._prefix + prefix
         )
@@ -151,7 +151,7 @@ class S3Store:
             return Fetched(bytes(await answer.bytes_async()), (answer.meta["e_tag"] or "").strip('"'))
         except RejectError as reject:
             return reject
-        except Exception as error:  # noqa: BLE001 — every kind is told apart just below, and none is dropped
+        except Exception as error:
             failure = error if isinstance(error, StorageError) else self._translate(error, self.uri(key))
             match failure:
                 case NotFoundError():

@@ -15,7 +15,6 @@ from pipeline.decode import decode_image
 from pipeline.errors import RejectError
 from pipeline.model import data_config, load_model, weights_digest
 from pipeline.preprocess import PRESET_SIZES, resolve_preset, timm_transform
-from pipeline.storage import Fetched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.config import ImageLimits
     from pipeline.dataset import DatasetInfo
     from pipeline.manifest import Manifest
-    from pipeline.storage import Store
+    from pipeline.storage import Fetched, Store
     from pipeline.tolerance import Tolerance
 
 
@@ -106,7 +105,5 @@ def _draw(dest: Store, manifest: Manifest, count: int) -> list[tuple[str, str, N
         total = file.metadata.num_rows
         indices = np.sort(generator.choice(total, size=min(int(wanted), total), replace=False))
         table = file.read(columns=["uri", "etag", "embedding"]).take(pa.array(indices))
-        rows += [
-            (row["uri"], row["etag"], np.array(row["embedding"], dtype=np.float32)) for row in table.to_pylist()
-        ]
+        rows += [(row["uri"], row["etag"], np.array(row["embedding"], dtype=np.float32)) for row in table.to_pylist()]
     return rows

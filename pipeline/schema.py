@@ -6,7 +6,9 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,7 +24,7 @@ FEATURES_FOLDER = "features/"
 REJECTS_FOLDER = "rejects/"
 
 METADATA_KEY = b"raysight"
-"""Key of the JSON that stands in the schema metadata of every shard."""
+"""Key of the JSON in the Parquet metadata of every feature shard."""
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -44,6 +46,11 @@ def embedding_field(dim: int) -> pa.Field:
     return pa.field("embedding", pa.list_(pa.float32(), dim))
 
 
+def describe_output(field: pa.Field) -> str:
+    """A feature column in words, such as ``embedding: float32[384]``; readers may rename the inner field."""
+    return f"{field.name}: {np.dtype(field.type.value_type.to_pandas_dtype())}[{field.type.list_size}]"
+
+
 def chunk_schema(outputs: Iterable[pa.Field]) -> pa.Schema:
     """A committed chunk: features and rejects together, one row for each manifest row, in its order."""
     return pa.schema([*IDENTITY_FIELDS, *SIZE_FIELDS, *outputs, *REJECT_FIELDS])
@@ -59,9 +66,9 @@ def with_metadata(schema: pa.Schema, values: dict[str, Any]) -> pa.Schema:
     return schema.with_metadata({METADATA_KEY: json.dumps(values, sort_keys=True).encode()})
 
 
-def metadata(schema: pa.Schema) -> dict[str, Any]:
-    """The raysight metadata of a stored schema; empty where there is none."""
-    values: dict[str, Any] = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+def metadata(file: pq.ParquetFile) -> dict[str, Any]:
+    """The raysight metadata of a stored shard; empty where there is none."""
+    values: dict[str, Any] = json.loads((file.metadata.metadata or {}).get(METADATA_KEY, b"{}"))
     return values
 
 

@@ -115,10 +115,10 @@ def clean_up(dest: Store, sealed: set[int]) -> int:
     Returns:
         the number of objects deleted.
     """
-    chunks = (item.key for item in dest.list(schema.CHUNKS_FOLDER))
+    chunks = (item.key for item in dest.list_objects(schema.CHUNKS_FOLDER))
     stale = [key for key in chunks if (pair := schema.parse_chunk(key)) and pair[0] in sealed]
     rejects: dict[int, list[str]] = defaultdict(list)
-    for item in dest.list(schema.REJECTS_FOLDER):
+    for item in dest.list_objects(schema.REJECTS_FOLDER):
         shard = schema.parse_shard(item.key)
         if shard is not None and shard in sealed:
             rejects[shard].append(item.key)
@@ -134,5 +134,5 @@ def clean_up(dest: Store, sealed: set[int]) -> int:
 def referred_rejects(dest: Store, shard: int) -> str | None:
     """Name of the rejects shard that a sealed feature shard refers to; None when it had no rejects."""
     file = pq.ParquetFile(pa.BufferReader(dest.get(schema.features_shard(shard))))
-    digest = schema.metadata(file.schema_arrow)["rejects_digest"]
+    digest = schema.metadata(file)["rejects_digest"]
     return schema.rejects_shard(shard, digest) if digest != NO_REJECTS else None

@@ -19,5 +19,5 @@ def list_images(store: Store, limit: int | None = None) -> Iterator[ObjectInfo]:
     Raises:
         StorageError: the listing failed.
     """
-    images = (item for item in store.list() if item.key.lower().endswith(SUFFIXES))
+    images = (item for item in store.list_objects() if item.key.lower().endswith(SUFFIXES))
     return images if limit is None else islice(images, limit)

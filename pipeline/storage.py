@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import RejectError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from pipeline.config import StorageConfig
 
@@ -45,7 +45,7 @@ class Store(Protocol):
     def root(self) -> str:
         """What stands before a key in a URI, such as ``s3://bucket/prefix/`` or ``/data/photos/``."""
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Objects whose key starts with ``prefix``, streamed; what is half-written is not among them."""
 
     def get(self, key: str) -> bytes:
