@@ -31,7 +31,9 @@ from pipeline.storage import open_store
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
     from pipeline.budget import Budget
     from pipeline.config import Config
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from pipeline.fingerprint import Fingerprint
 
     ExtractorFactory = Callable[[], Extractor]
+    Pending = Sequence[tuple[int, NDArray[np.intp]]]
 
 _CALLS_PER_ACTOR = 2  # one decodes or commits while the other holds the device
 _TASKS_PER_ACTOR = 4  # Ray Data grows the pool only when queued calls exceed 1.75 × concurrent ones
@@ -66,10 +69,10 @@ class JobSpec:
     factory: ExtractorFactory
 
 
-class ChunkSource(Datasource):
+class ChunkSource(Datasource):  # type: ignore[misc]  # ray ships no types
     """Pending chunks as read tasks. Each yields its chunks one by one, in a fixed order, a row and a block each."""
 
-    def __init__(self, spec: JobSpec, pending: Sequence[tuple[int, Sequence[int]]]) -> None:
+    def __init__(self, spec: JobSpec, pending: Pending) -> None:
         total = sum(len(chunks) for _, chunks in pending)
         # Few chunks: spread them over all readers. Many: fewer tasks than chunks, for the driver's memory.
         size = max(1, min(_CHUNKS_PER_READ_TASK, total // (8 * spec.budget.read_tasks)))
@@ -106,7 +109,6 @@ class ChunkSource(Datasource):
         ]
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Coordinator:
     """Knows which chunks are in flight, how often each was begun, and whether the job is stopping."""
 
@@ -217,9 +219,7 @@ def build_dataset(spec: JobSpec, source: ChunkSource, coordinator: Any) -> ray.d
         )
 
 
-def run_chunks(
-    spec: JobSpec, pending: Sequence[tuple[int, Sequence[int]]], stop: threading.Event
-) -> Iterator[ChunkResult | None]:
+def run_chunks(spec: JobSpec, pending: Pending, stop: threading.Event) -> Iterator[ChunkResult | None]:
     """Runs pending chunks and yields the result of each; None now and then, so that the caller can look at the clock.
 
     Once ``stop`` is set no chunk is begun; those in flight have ``grace_s`` seconds to commit.
@@ -228,7 +228,11 @@ def run_chunks(
         RaysightError: the job cannot go on. What is committed stays.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    coordinator = Coordinator.options(scheduling_strategy=here).remote()
+    coordinator = (
+        ray.remote(Coordinator)
+        .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
+        .remote()
+    )
     dataset = build_dataset(spec, ChunkSource(spec, pending), coordinator)
     results: queue.SimpleQueue[ChunkResult | Exception | None] = queue.SimpleQueue()
     threading.Thread(target=_consume, args=(dataset, results), name="raysight-results", daemon=True).start()
@@ -276,7 +280,6 @@ def _explain(error: Exception) -> RaysightError:
     return RaysightError(f"Ray gave up: {type(error).__name__}: {lines[-1] if lines else ''}")
 
 
-@ray.remote(num_cpus=0, max_retries=3, retry_exceptions=[UnavailableError])
 def _seal(config: Config, shard: int, chunks: tuple[int, ...], fingerprint: Fingerprint) -> Sealed:
     return seal_shard(open_store(config.dest, config.storage), shard, chunks, fingerprint)
 
@@ -287,11 +290,12 @@ class Sealer:
     def __init__(self, config: Config, fingerprint: Fingerprint) -> None:
         self._config = config
         self._fingerprint = fingerprint
-        self._running: list[ray.ObjectRef] = []
+        self._seal = ray.remote(_seal).options(num_cpus=0, max_retries=3, retry_exceptions=[UnavailableError])
+        self._running: list[Any] = []
 
     def submit(self, shard: int, chunks: tuple[int, ...]) -> None:
         """Starts sealing a shard."""
-        self._running.append(_seal.remote(self._config, shard, chunks, self._fingerprint))
+        self._running.append(self._seal.remote(self._config, shard, chunks, self._fingerprint))
 
     def done(self, *, wait: bool = False) -> Iterable[Sealed]:
         """What was sealed since the last call; with ``wait``, all that was submitted.
@@ -305,6 +309,7 @@ class Sealer:
             self._running, num_returns=len(self._running), timeout=None if wait else 0, fetch_local=True
         )
         try:
-            return ray.get(ready)
+            sealed: list[Sealed] = ray.get(ready)
         except Exception as error:
             raise _explain(error) from error
+        return sealed

@@ -162,7 +162,7 @@ def ensure_manifest(
 
 def shard_rows(rows: int, size: int, extractor: Extractor) -> int:
     """Rows of a shard so that its features stay within ``size`` bytes."""
-    width = sum(field.type.list_size * field.type.value_type.bit_width // 8 for field in extractor.outputs)
+    width: int = sum(field.type.list_size * field.type.value_type.bit_width // 8 for field in extractor.outputs)
     return max(1, min(rows, size // width))
 
 
