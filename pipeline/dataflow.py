@@ -268,16 +268,19 @@ def _consume(dataset: ray.data.Dataset, results: queue.SimpleQueue[ChunkResult |
         results.put(None)
 
 
-def _explain(error: Exception) -> RaysightError:
-    """Our own error where one lies at the root, else Ray's first lines."""
+def _explain(error: BaseException) -> RaysightError:
+    """Our own error where one lies at the root, else the last line of Ray's."""
+    ours: RaysightError | None = None
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, RaysightError):
-            return type(seen)(str(seen).strip().splitlines()[-1].rpartition("Error: ")[2] or str(seen))
+            ours = seen  # the innermost one; Ray's wrappers inherit from what they wrap
         cause = getattr(seen, "cause", None)
         seen = cause if isinstance(cause, BaseException) else seen.__cause__
+    if ours is not None:
+        return ours
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return RaysightError(f"Ray gave up: {type(error).__name__}: {lines[-1] if lines else ''}")
+    return RaysightError(f"Ray gave up: {type(error).__name__}: {lines[-1] if lines else ''}; run again to resume")
 
 
 def _seal(config: Config, shard: int, chunks: tuple[int, ...], fingerprint: Fingerprint) -> Sealed:

@@ -1,0 +1,36 @@
+"""``raysight`` with settings that the command line does not offer, as a process of its own that a test can kill.
+
+Usage: python driver.py '{"factory": "slow", "job": {"shard_rows": 16}}' extract SOURCE DEST ...
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import stubs
+
+import pipeline.job
+from pipeline.config import Config
+from serve.cli import main
+
+
+def run(settings: dict[str, Any], arguments: list[str]) -> int:
+    original = pipeline.job.run_job
+
+    def run_job(config: Config, **options: Any) -> pipeline.job.Summary:
+        changed = replace(config, job=replace(config.job, **settings.get("job", {})))
+        factory = getattr(stubs, settings["factory"]) if "factory" in settings else None
+        return original(changed, factory=factory, **options)
+
+    pipeline.job.run_job = run_job
+    return main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(run(json.loads(sys.argv[1]), sys.argv[2:]))

@@ -1,0 +1,53 @@
+"""Extractors for tests of the job: real decoding and a real model, with a delay or a trap built in.
+
+Workers import this module by name (``tests/driver.py`` puts its folder on their path).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from pipeline.config import ImageLimits, ModelConfig
+from pipeline.extractor import Extractor, load_extractor
+from pipeline.preprocess import Prepared, Preprocessor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+POISON = b"raysight-test-poison"
+"""In a JPEG comment: decoding it ends the process."""
+
+
+class SlowExtractor(Extractor):
+    """Takes 20 ms more for each image, so that a test can step in."""
+
+    def forward(self, batch: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
+        time.sleep(0.02 * len(batch))
+        return super().forward(batch)
+
+
+class PoisonedPreprocessor(Preprocessor):
+    """Stands for a decoder with a memory error."""
+
+    def prepare(self, data: bytes | memoryview) -> Prepared:
+        if POISON in bytes(data):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().prepare(data)
+
+
+def slow(model: ModelConfig) -> Extractor:
+    extractor = load_extractor(model, ImageLimits())
+    extractor.__class__ = SlowExtractor
+    return extractor
+
+
+def poisoned(model: ModelConfig) -> Extractor:
+    extractor = load_extractor(model, ImageLimits())
+    extractor.preprocessor.__class__ = PoisonedPreprocessor
+    return extractor
