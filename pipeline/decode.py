@@ -1,18 +1,17 @@
 """Encoded bytes to RGB pixels, within bounds that are checked before a pixel is decoded.
 
-What Pillow makes of a file is the rule: the fast path for JPEG gives the same pixels, and whatever it stumbles over
-is judged again by Pillow.
+Pillow reads every header and so decides what is an image and which way up it is; libjpeg-turbo alone then decodes the
+plain JPEGs, to the same pixels and in half the time. Whatever it stumbles over is judged again by Pillow.
 """
 
 from __future__ import annotations
 
 import io
-import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from pipeline.errors import RejectError
 
@@ -30,8 +29,16 @@ SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", "
 # ImageLimits.max_pixels is checked against the header below, so Pillow's own bound would only add a second, fixed one.
 Image.MAX_IMAGE_PIXELS = None
 
-_EXIF_ORIENTATION = 0x0112
-_JPEG_MAGIC = b"\xff\xd8\xff"
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF orientation (JEITA CP-3451, tag 0x0112)."""
 
 
 def decode_image(data: bytes | memoryview, limits: ImageLimits) -> Image.Image:
@@ -45,10 +52,7 @@ def decode_image(data: bytes | memoryview, limits: ImageLimits) -> Image.Image:
     """
     _check_size(data, limits)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        _check_pixels(image.width, image.height, limits)
-        upright = ImageOps.exif_transpose(image)
-        return _to_rgb(upright)
+        return _decode(_open(data, limits))
     except RejectError:
         raise
     except Exception as error:
@@ -58,66 +62,59 @@ def decode_image(data: bytes | memoryview, limits: ImageLimits) -> Image.Image:
 def decode_pixels(data: bytes | memoryview, limits: ImageLimits) -> NDArray[np.uint8]:
     """As :func:`decode_image`, to (height, width, 3) uint8, by libjpeg-turbo alone where the file is a plain JPEG."""
     _check_size(data, limits)
-    if bytes(data[:3]) == _JPEG_MAGIC:
-        pixels = _decode_jpeg(data, limits)
-        if pixels is not None:
-            return pixels
-    return np.array(decode_image(data, limits))
-
-
-def _decode_jpeg(data: bytes | memoryview, limits: ImageLimits) -> NDArray[np.uint8] | None:
-    """None leaves the file to Pillow: CMYK, something odd in the header, or any warning of the decoder."""
     try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        if colorspace not in ("YCbCr", "Gray", "RGB"):
+        image = _open(data, limits)
+        pixels = _decode_jpeg(data, image) if image.mode in ("RGB", "L") and image.format in ("JPEG", "MPO") else None
+        return np.array(_decode(image)) if pixels is None else pixels
+    except RejectError:
+        raise
+    except Exception as error:
+        raise _judge(error) from error
+
+
+def _open(data: bytes | memoryview, limits: ImageLimits) -> Image.Image:
+    """Reads the header alone."""
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height == 0:
+        raise RejectError("decode", "Corrupt", f"{image.width}×{image.height} pixels")
+    if image.width * image.height > limits.max_pixels:
+        raise RejectError(
+            "decode",
+            "TooManyPixels",
+            f"{image.width}×{image.height} pixels; the limit max_pixels is {limits.max_pixels}",
+        )
+    return image
+
+
+def _decode(image: Image.Image) -> Image.Image:
+    image.load()  # before the orientation is read: Pillow turns a TIFF upright while it loads, and says so then
+    rgb = _to_rgb(image)
+    orientation = _orientation(image)
+    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+
+
+def _decode_jpeg(data: bytes | memoryview, image: Image.Image) -> NDArray[np.uint8] | None:
+    """None leaves the file to Pillow: any warning of the decoder, or a header that it reads in another way."""
+    try:
+        if simplejpeg.decode_jpeg_header(data)[:2] != (image.height, image.width):
             return None
-        _check_pixels(width, height, limits)
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace="RGB")
     except ValueError:
         return None
-    orientation = _jpeg_orientation(data)
-    return pixels if orientation == 1 else _turn(pixels, orientation)
+    orientation = _orientation(image)
+    if orientation not in _UPRIGHT:
+        return pixels
+    return np.array(Image.fromarray(pixels).transpose(_UPRIGHT[orientation]))
 
 
-def _jpeg_orientation(data: bytes | memoryview) -> int:
-    """The EXIF orientation (1 to 8) of a JPEG; 1 where there is none.
-
-    Walks the markers up to the start of scan (ITU T.81, B.1.1.4) and hands the Exif block to Pillow.
-    """
-    view = memoryview(data)
-    position = 2
-    while position + 4 <= len(view) and view[position] == 0xFF:
-        marker = view[position + 1]
-        if marker == 0xFF:  # a fill byte
-            position += 1
-            continue
-        if marker == 0xDA:
-            break
-        (length,) = struct.unpack_from(">H", view, position + 2)
-        if marker == 0xE1 and bytes(view[position + 4 : position + 10]) == b"Exif\0\0":
-            exif = Image.Exif()
-            try:
-                exif.load(bytes(view[position + 4 : position + 2 + length]))
-                value = exif.get(_EXIF_ORIENTATION, 1)
-            except (SyntaxError, ValueError, KeyError, TypeError, struct.error):
-                return 1  # Pillow's exif_transpose leaves an unreadable block alone as well
-            return value if value in range(2, 9) else 1
-        position += 2 + length
-    return 1
-
-
-def _turn(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Pixels as seen upright, for an orientation of the EXIF standard (JEITA CP-3451, tag 0x0112)."""
-    turned = {
-        2: lambda x: x[:, ::-1],
-        3: lambda x: x[::-1, ::-1],
-        4: lambda x: x[::-1],
-        5: lambda x: x.transpose(1, 0, 2),
-        6: lambda x: x[::-1].transpose(1, 0, 2),
-        7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
-        8: lambda x: x[:, ::-1].transpose(1, 0, 2),
-    }[orientation](pixels)
-    return np.ascontiguousarray(turned)
+def _orientation(image: Image.Image) -> int:
+    """The EXIF (or XMP) orientation, 1 to 8; 1 where there is none."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        # Wild metadata raises wildly (SyntaxError, struct.error, ...); the pixels are good, and nothing tells their side.
+        return 1
+    return value if value in _UPRIGHT else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -130,8 +127,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         samples = np.nan_to_num(np.asarray(image), nan=0.0)
         top = 1.0 if samples.max(initial=0.0) <= 1.0 else 255.0
         return Image.fromarray((samples.clip(0.0, top) * (255.0 / top)).round().astype(np.uint8)).convert("RGB")
+    if image.mode == "LAB":
+        return ImageCms.profileToProfile(
+            image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+    # Two detours that Pillow asks for: a palette with transparency, and premultiplied alpha.
     if image.mode == "P" and "transparency" in image.info:
-        return image.convert("RGBA").convert("RGB")  # Pillow asks for this detour
+        return image.convert("RGBA").convert("RGB")
+    if image.mode in ("RGBa", "La"):
+        return image.convert(image.mode.upper()).convert("RGB")
     return image.convert("RGB")
 
 
@@ -140,13 +144,6 @@ def _check_size(data: bytes | memoryview, limits: ImageLimits) -> None:
         raise RejectError("decode", "Empty", "the object has no bytes")
     if len(data) > limits.max_bytes:
         raise RejectError("decode", "TooManyBytes", f"{len(data)} bytes; the limit max_bytes is {limits.max_bytes}")
-
-
-def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
-    if width * height > limits.max_pixels:
-        raise RejectError(
-            "decode", "TooManyPixels", f"{width}×{height} pixels; the limit max_pixels is {limits.max_pixels}"
-        )
 
 
 def _judge(error: Exception) -> RejectError:
