@@ -10,6 +10,8 @@ import skimage
 import sklearn
 import timm
 import torch
+from s3_server import bucket as bucket
+from s3_server import s3 as s3
 from safetensors.torch import save_file
 
 if TYPE_CHECKING:
