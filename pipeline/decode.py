@@ -88,9 +88,7 @@ def _open(data: bytes | memoryview, limits: ImageLimits) -> Image.Image:
 
 def _decode(image: Image.Image) -> Image.Image:
     image.load()  # before the orientation is read: Pillow turns a TIFF upright while it loads, and says so then
-    rgb = _to_rgb(image)
-    orientation = _orientation(image)
-    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+    return _turn_upright(_to_rgb(image), image)
 
 
 def _decode_jpeg(data: bytes | memoryview, image: Image.Image) -> NDArray[np.uint8] | None:
@@ -101,20 +99,19 @@ def _decode_jpeg(data: bytes | memoryview, image: Image.Image) -> NDArray[np.uin
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace="RGB")
     except ValueError:
         return None
-    orientation = _orientation(image)
-    if orientation not in _UPRIGHT:
-        return pixels
-    return np.array(Image.fromarray(pixels).transpose(_UPRIGHT[orientation]))
+    decoded = Image.fromarray(pixels)
+    upright = _turn_upright(decoded, image)
+    return pixels if upright is decoded else np.array(upright)
 
 
-def _orientation(image: Image.Image) -> int:
-    """The EXIF (or XMP) orientation, 1 to 8; 1 where there is none."""
+def _turn_upright(pixels: Image.Image, header: Image.Image) -> Image.Image:
+    """Applies the EXIF (or XMP) orientation that the header names, as Pillow's ``exif_transpose`` does."""
     try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        method = _UPRIGHT.get(header.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
-        # Wild metadata raises wildly (SyntaxError, struct.error, ...); the pixels are good, and nothing tells their side.
-        return 1
-    return value if value in _UPRIGHT else 1
+        # Broken metadata raises all sorts (SyntaxError, struct.error, TypeError, ...), and costs nobody the image.
+        return pixels
+    return pixels if method is None else pixels.transpose(method)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

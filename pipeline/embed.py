@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -75,8 +76,6 @@ def render(table: pa.Table, extractor: Extractor, form: str) -> bytes:
     ]
     if rejected:
         raise UsageError("no row in the matrix for " + "; ".join(rejected))
-    import io
-
     buffer = io.BytesIO()
     width = extractor.outputs[0].type.list_size
     np.save(buffer, table["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, width))

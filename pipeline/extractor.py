@@ -6,7 +6,7 @@ ray, so that the extractor can be run and measured alone.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +46,7 @@ class Extractor:
         self.outputs = tuple(outputs)
         self.device = device
         self._dtype = dtype
-        self._model = model.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+        self._model = model.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(preprocessor.config.mean, device=device).view(shape)
         self._std = torch.tensor(preprocessor.config.std, device=device).view(shape)
@@ -104,7 +104,7 @@ def load_extractor(config: ModelConfig, limits: ImageLimits, device: torch.devic
     data_config = models.data_config(model)
     preprocess = resolve_preset(data_config, config.preset, config.implementation)
     _check_input_size(model, config, preprocess)
-    outputs = (embedding_field(embedding_dim(model, preprocess)),)
+    outputs = (embedding_field(embedding_dim(model)),)
     fingerprint = Fingerprint(
         model=config.name,
         weights=models.weights_digest(model),
@@ -117,10 +117,9 @@ def load_extractor(config: ModelConfig, limits: ImageLimits, device: torch.devic
     return Extractor(model, Preprocessor(preprocess, limits), fingerprint, outputs, device)
 
 
-@torch.inference_mode()
-def embedding_dim(model: torch.nn.Module, preprocess: PreprocessConfig) -> int:
+def embedding_dim(model: torch.nn.Module) -> int:
     """Width of the pooled, pre-logits output; timm's ``head_hidden_size`` where the head has a layer of its own."""
-    width = getattr(model, "head_hidden_size", None) or model.num_features
+    width: Any = getattr(model, "head_hidden_size", None) or model.num_features
     return int(width)
 
 
@@ -131,7 +130,8 @@ def _check_input_size(model: torch.nn.Module, config: ModelConfig, preprocess: P
     wanted = (preprocess.height, preprocess.width)
     if getattr(patch_embed, "strict_img_size", False) and native is not None and tuple(native) != wanted:
         raise UsageError(
-            f"preset {config.preset} makes {wanted[0]}×{wanted[1]} crops, but {config.name} takes {native[0]}×{native[1]}"
+            f"preset {config.preset} makes {wanted[0]}×{wanted[1]} crops,"
+            f" but {config.name} takes {native[0]}×{native[1]}"
         )
 
 

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from pipeline.preprocess import Prepared, Preprocessor
 
 
+_START_TIMEOUT_S = 600.0
+"""For a new process to import torch and timm, on however busy a machine."""
+
+_EXIT_TIMEOUT_S = 10.0
+"""For a process whose pipe broke to be gone, so that its exit code can be told."""
+
+
 class IsolatedPreprocessor:
     """``prepare`` of a preprocessor in a child process, which is replaced when it dies or hangs.
 
@@ -42,6 +49,7 @@ class IsolatedPreprocessor:
 
         Raises:
             RejectError: as there; or error ``WorkerDied`` or ``Timeout``, when the image takes the process with it.
+            RuntimeError: the process does not come up at all, which is no image's fault.
         """
         pipe = self._start()
         try:
@@ -52,7 +60,7 @@ class IsolatedPreprocessor:
             answer = pipe.recv()
         except (EOFError, OSError) as error:
             assert self._process is not None
-            self._process.join()
+            self._process.join(_EXIT_TIMEOUT_S)
             code = self._process.exitcode
             self._kill()
             raise RejectError("decode", "WorkerDied", f"decoding it ends the process (exit code {code})") from error
@@ -68,6 +76,14 @@ class IsolatedPreprocessor:
             self._process = context.Process(target=_serve, args=(theirs, self._payload), daemon=True)
             self._process.start()
             theirs.close()
+            # Until the process says that it is ready, no image's time runs.
+            try:
+                if not self._pipe.poll(_START_TIMEOUT_S):
+                    raise EOFError
+                self._pipe.recv()
+            except (EOFError, OSError) as error:
+                self._kill()
+                raise RuntimeError("the process that decodes in isolation does not start") from error
         return self._pipe
 
     def _kill(self) -> None:
@@ -80,6 +96,7 @@ class IsolatedPreprocessor:
 
 def _serve(pipe: Connection, payload: bytes) -> None:
     preprocessor: Preprocessor = cloudpickle.loads(payload)
+    pipe.send("ready")
     while True:
         try:
             data = pipe.recv_bytes()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
-import pickle
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
 from timm.data import resolve_model_data_config
+from timm.models import load_state_dict
 
 from pipeline.errors import HubError, UsageError
 
@@ -37,10 +41,7 @@ def load_model(name: str, weights: str, image_size: int | None = None) -> torch.
         UsageError: no such model, no such file, or a file that does not fit the model.
         HubError: the hub is out of reach.
     """
-    if not timm.is_model(name):
-        close = timm.list_models(f"*{name.split('.')[0][:12]}*")[:5]
-        hint = f"; names close to it: {', '.join(close)}" if close else "; `timm.list_models()` names them all"
-        raise UsageError(f"timm {timm.__version__} has no model {name!r}{hint}")
+    _check_name(name)
     sizing = _sizing(name, image_size)
     if weights.startswith(_RANDOM):
         model = _random_model(name, weights, sizing)
@@ -50,6 +51,19 @@ def load_model(name: str, weights: str, image_size: int | None = None) -> torch.
         model = _checkpoint_model(name, Path(weights), sizing)
     model.eval().requires_grad_(requires_grad=False)
     return model
+
+
+def _check_name(name: str) -> None:
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        hint = f"; names close to it: {', '.join(close)}" if close else "; `timm.list_models()` names them all"
+        raise UsageError(f"timm {timm.__version__} has no model {name!r}{hint}")
+    try:
+        timm.get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError as error:
+        tagged = ", ".join(timm.list_models(f"{architecture}.*", pretrained=True)) or "none"
+        raise UsageError(f"timm {timm.__version__} has no weights {name!r}; of this model it has {tagged}") from error
 
 
 def _sizing(name: str, image_size: int | None) -> dict[str, int]:
@@ -63,26 +77,45 @@ def _sizing(name: str, image_size: int | None) -> dict[str, int]:
 
 def _random_model(name: str, weights: str, sizing: dict[str, int]) -> torch.nn.Module:
     seed = weights.removeprefix(_RANDOM)
-    if not seed.isdecimal():
+    if not (seed.isascii() and seed.isdecimal() and int(seed) < 2**63):
         raise UsageError(f"--weights {weights}: the seed after {_RANDOM!r} must be a whole number, as in random:0")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seed))
-        return _create(name, pretrained=False, **sizing)
+        return _create(name, pretrained=False, num_classes=0, **sizing)
 
 
 def _pretrained_model(name: str, sizing: dict[str, int]) -> torch.nn.Module:
-    if timm.get_pretrained_cfg(name, allow_unregistered=True) is None:
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if config is None or not config.has_weights:
         raise UsageError(f"timm has no pretrained weights for {name!r}; give --weights FILE or --weights random:SEED")
     try:
-        return _create(name, pretrained=True, **sizing)
+        _reach_hub(config)
+        return _create(name, pretrained=True, num_classes=0, **sizing)
     except Exception as error:
         # Everything a hub client raises: connection, proxy, certificate, authentication, cache and offline errors.
         raise HubError(
-            f"the pretrained weights of {name} could not be fetched ({_first_line(error)}). Ways out: give the hub a"
-            " route (HTTPS_PROXY), or a mirror (HF_ENDPOINT); fill its cache on a machine that has one (HF_HOME,"
+            f"the pretrained weights of {name} could not be fetched ({_summary(error, lines=1)}). Ways out: give the"
+            " hub a route (HTTPS_PROXY), or a mirror (HF_ENDPOINT); fill its cache on a machine that has one (HF_HOME,"
             " then HF_HUB_OFFLINE=1); download the checkpoint and give --weights FILE; or, to try things out only,"
             " --weights random:0"
         ) from error
+
+
+def _reach_hub(config: Any) -> None:
+    """Asks the hub once, within HF_HUB_ETAG_TIMEOUT, for weights that are not in its cache.
+
+    The download itself would try each of two files six times, for a minute in all, before it says the same.
+    """
+    if not config.hf_hub_id:
+        return
+    repository, _, revision = config.hf_hub_id.partition("@")
+    files = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    if any(isinstance(try_to_load_from_cache(repository, file, revision=revision or None), str) for file in files):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, files[0], revision=revision or None))
+    except HfHubHTTPError:
+        return  # the hub is there; what it objects to, the download says better, or finds the other file
 
 
 def _checkpoint_model(name: str, path: Path, sizing: dict[str, int]) -> torch.nn.Module:
@@ -93,14 +126,46 @@ def _checkpoint_model(name: str, path: Path, sizing: dict[str, int]) -> torch.nn
     if not path.is_file():
         raise UsageError(f"--weights {path}: there is no such file on this machine")
     try:
-        overlay = {"file": str(path), "hf_hub_id": None, "url": ""}
-        return _create(name, pretrained=True, pretrained_cfg_overlay=overlay, **sizing)
-    except (RuntimeError, KeyError, ValueError, OSError, EOFError, pickle.UnpicklingError) as error:
-        raise UsageError(f"--weights {path} does not fit {name}: {_first_line(error, lines=6)}") from error
+        shapes = {key: tuple(value.shape) for key, value in load_state_dict(str(path)).items()}
+    except Exception as error:
+        # Readers of wild files raise all sorts; code in a pickle is refused, not run (weights_only).
+        raise UsageError(f"--weights {path} holds no weights that can be read: {_summary(error, lines=2)}") from error
+    failure: Exception | None = None
+    for classes in _class_counts(name, shapes):
+        # timm loads strictly only where the classifier fits; else it would leave whatever is missing random.
+        overlay = {
+            "file": str(path),
+            "hf_hub_id": None,
+            "url": "",
+            "num_classes": classes,
+            "label_offset": 0,
+            "custom_load": False,
+        }
+        try:
+            model = _create(name, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay, **sizing)
+        except Exception as error:  # load_state_dict's RuntimeError, or what timm's filters trip over
+            failure = failure or error
+        else:
+            model.reset_classifier(0)  # type: ignore[operator]
+            return model
+    assert failure is not None
+    raise UsageError(f"--weights {path} does not fit {name}: {_summary(failure, lines=8)}") from failure
+
+
+def _class_counts(name: str, shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
+    """How many classes the checkpoint's classifier may have, the likeliest first; 0 is none."""
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    classifiers = config.classifier if config is not None else None
+    first = classifiers[0] if isinstance(classifiers, tuple | list) else classifiers
+    shape = shapes.get(f"{first}.weight")
+    if shape:
+        return [shape[0]]
+    # A checkpoint from elsewhere may have it under a name that only timm's filter of the model knows.
+    return [0, config.num_classes] if config is not None and config.num_classes else [0]
 
 
 def _create(name: str, **options: Any) -> torch.nn.Module:
-    model: torch.nn.Module = timm.create_model(name, num_classes=0, **options)
+    model: torch.nn.Module = timm.create_model(name, **options)
     return model
 
 
@@ -137,6 +202,6 @@ def cpu_multiplies_bf16() -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def _first_line(error: BaseException, lines: int = 1) -> str:
-    text = [line.strip() for line in str(error).splitlines() if line.strip()]
+def _summary(error: BaseException, lines: int) -> str:
+    text = [textwrap.shorten(line, 240, placeholder=" …") for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(text[:lines])}" if text else type(error).__name__

@@ -122,9 +122,8 @@ class Preprocessor:
         self.config = config
         self.limits = limits
         # The fast resize covers what nearly every timm model uses; the rest goes timm's way after the fast decode.
-        self._fast = (
-            config.implementation == "fast"
-            and config.crop_mode == "center"
+        self._resizes_fast = (
+            config.crop_mode == "center"
             and config.interpolation in ("bicubic", "bilinear")
             and config.height == config.width
         )
@@ -145,22 +144,34 @@ class Preprocessor:
             raise RejectError("decode", "Corrupt", f"{type(error).__name__}: {error}") from error
 
     def _prepare(self, data: bytes | memoryview) -> Prepared:
-        if self._fast:
-            pixels = decode_pixels(data, self.limits)
-            height, width = pixels.shape[:2]
+        if self.config.implementation == "reference":
+            image = decode_image(data, self.limits)
+            return Prepared(self._timm(image), image.width, image.height)
+        pixels = decode_pixels(data, self.limits)
+        height, width = pixels.shape[:2]
+        if self._resizes_fast:
+            self._check_resized(width, height)
             return Prepared(self._resize_and_crop(pixels), width, height)
-        image = decode_image(data, self.limits)
-        return Prepared(self._timm(image), image.width, image.height)
+        return Prepared(self._timm(Image.fromarray(pixels)), width, height)
 
-    def _timm(self, image: Image.Image) -> NDArray[np.uint8]:
-        """timm's transform, verbatim; it resizes the whole image, which must not blow a strip up without bound."""
-        factor = self.config.height / self.config.crop_pct / min(image.size)
-        if self.config.crop_mode == "center" and image.width * image.height * factor**2 > self.limits.max_pixels:
+    def _check_resized(self, width: int, height: int) -> None:
+        """timm resizes the whole image before it crops, which would blow a strip up without bound.
+
+        Judged alike for both implementations, so that the same images are in a dataset whichever made it.
+        """
+        if self.config.crop_mode != "center":
+            return  # resized to the model's input size or less
+        scale = max(self.config.height / height, self.config.width / width) / self.config.crop_pct
+        if width * height * scale**2 > self.limits.max_pixels:
             raise RejectError(
                 "decode",
                 "TooManyPixels",
-                f"{image.width}×{image.height} would be resized to more than max_pixels, {self.limits.max_pixels}",
+                f"{width}×{height} would be resized to more than max_pixels, {self.limits.max_pixels}",
             )
+
+    def _timm(self, image: Image.Image) -> NDArray[np.uint8]:
+        """timm's transform, verbatim."""
+        self._check_resized(image.width, image.height)
         pixels: NDArray[np.uint8] = np.ascontiguousarray(self._transform(image).permute(1, 2, 0).numpy())
         return pixels
 
