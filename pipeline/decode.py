@@ -125,9 +125,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         top = 1.0 if samples.max(initial=0.0) <= 1.0 else 255.0
         return Image.fromarray((samples.clip(0.0, top) * (255.0 / top)).round().astype(np.uint8)).convert("RGB")
     if image.mode == "LAB":
-        return ImageCms.profileToProfile(
-            image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
-        )
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.applyTransform(image, ImageCms.buildTransform(lab, srgb, "LAB", "RGB"))
+        assert converted is not None  # it is None for inPlace=True alone
+        return converted
     # Two detours that Pillow asks for: a palette with transparency, and premultiplied alpha.
     if image.mode == "P" and "transparency" in image.info:
         return image.convert("RGBA").convert("RGB")

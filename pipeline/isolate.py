@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pipeline.preprocess import Prepared, Preprocessor
 
 
+_READY = "ready"
+
 _START_TIMEOUT_S = 600.0
 """For a new process to import torch and timm, on however busy a machine."""
 
@@ -77,14 +79,17 @@ class IsolatedPreprocessor:
             self._process.start()
             theirs.close()
             # Until the process says that it is ready, no image's time runs.
-            try:
-                if not self._pipe.poll(_START_TIMEOUT_S):
-                    raise EOFError
-                self._pipe.recv()
-            except (EOFError, OSError) as error:
+            if not self._ready(self._pipe):
                 self._kill()
-                raise RuntimeError("the process that decodes in isolation does not start") from error
+                raise RuntimeError("the process that decodes in isolation does not start")
         return self._pipe
+
+    @staticmethod
+    def _ready(pipe: Connection) -> bool:
+        try:
+            return pipe.poll(_START_TIMEOUT_S) and pipe.recv() == _READY
+        except (EOFError, OSError):
+            return False
 
     def _kill(self) -> None:
         if self._pipe is not None and self._process is not None:
@@ -96,7 +101,7 @@ class IsolatedPreprocessor:
 
 def _serve(pipe: Connection, payload: bytes) -> None:
     preprocessor: Preprocessor = cloudpickle.loads(payload)
-    pipe.send("ready")
+    pipe.send(_READY)
     while True:
         try:
             data = pipe.recv_bytes()
