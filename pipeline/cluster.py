@@ -39,6 +39,10 @@ def this_machine() -> list[Node]:
     return [Node(len(os.sched_getaffinity(0)), torch.cuda.device_count(), 0.7 * memory)]
 
 
+# A thread that still waits for results when a job ends must not start a Ray of its own.
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+
+
 @contextmanager
 def local_ray(cpus: int) -> Iterator[None]:
     """Ray on this machine, for as long as the block runs: no dashboard, token authentication."""

@@ -114,6 +114,7 @@ class Coordinator:
 
     def __init__(self) -> None:
         self._attempts: dict[tuple[int, int], int] = {}
+        self._ended = 0
         self._stopping = False
 
     def begin(self, shard: int, chunk: int) -> tuple[int, bool]:
@@ -126,14 +127,15 @@ class Coordinator:
     def end(self, shard: int, chunk: int) -> None:
         """The chunk is committed."""
         self._attempts.pop((shard, chunk), None)
+        self._ended += 1
 
     def stop(self) -> None:
         """No chunk is begun from now on."""
         self._stopping = True
 
-    def in_flight(self) -> int:
-        """Chunks begun and not yet committed."""
-        return len(self._attempts)
+    def drained(self, seen: int) -> bool:
+        """Whether no chunk is in flight any more and the driver has seen the result of each that was."""
+        return not self._attempts and seen >= self._ended
 
 
 class ExtractActor:
@@ -198,7 +200,7 @@ def build_dataset(spec: JobSpec, source: ChunkSource, coordinator: Any) -> ray.d
             override_num_blocks=source.task_count,
             num_cpus=READ_CPUS,
             memory=2 * spec.config.job.chunk_bytes,
-            concurrency=budget.read_tasks,
+            concurrency=min(budget.read_tasks, source.task_count),  # Ray warns of more than there are
         ).map_batches(
             ExtractActor,
             fn_constructor_args=(spec, coordinator),
@@ -237,13 +239,12 @@ def run_chunks(spec: JobSpec, pending: Pending, stop: threading.Event) -> Iterat
     results: queue.SimpleQueue[ChunkResult | Exception | None] = queue.SimpleQueue()
     threading.Thread(target=_consume, args=(dataset, results), name="raysight-results", daemon=True).start()
     deadline: float | None = None
+    seen = 0
     while True:
         try:
             item = results.get(timeout=_POLL_S)
         except queue.Empty:
-            if deadline is not None and (
-                time.monotonic() > deadline or (ray.get(coordinator.in_flight.remote()) == 0 and results.empty())
-            ):
+            if deadline is not None and (time.monotonic() > deadline or ray.get(coordinator.drained.remote(seen))):
                 return
             yield None
         else:
@@ -251,6 +252,7 @@ def run_chunks(spec: JobSpec, pending: Pending, stop: threading.Event) -> Iterat
                 return
             if isinstance(item, Exception):
                 raise _explain(item) from item
+            seen += 1
             yield item
         if stop.is_set() and deadline is None:
             deadline = time.monotonic() + spec.config.job.grace_s
