@@ -7,6 +7,7 @@ import os
 import sys
 
 from pipeline import __version__
+from pipeline.bench.cli import add_commands as add_bench_command
 from pipeline.cli import EXIT_INTERRUPTED, EXIT_USAGE, add_commands
 from pipeline.errors import RaysightError
 
@@ -19,6 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"raysight {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_commands(commands)
+    add_bench_command(commands)
     return parser
 
 

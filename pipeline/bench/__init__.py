@@ -1,0 +1,1 @@
+"""``raysight bench``: the project's measurements. Each runs in a process of its own and answers in JSON."""

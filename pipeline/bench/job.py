@@ -1,0 +1,107 @@
+"""raysight's own job under the clock."""
+
+from __future__ import annotations
+
+import functools
+import io
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.bench.stubs import EmptyExtractor, SliceExtractor
+from pipeline.config import Config, ImageLimits, JobConfig, ModelConfig
+from pipeline.job import run_job
+from pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.extractor import Extractor
+
+_FACTORIES: dict[str, Callable[..., Extractor] | None] = {
+    "slice": functools.partial(SliceExtractor, limits=ImageLimits()),
+    "empty": functools.partial(EmptyExtractor, limits=ImageLimits()),
+    "model": None,
+}
+_SAMPLE_S = 0.25
+
+
+class _Timeline(Progress):
+    """Notes when each result came."""
+
+    def __init__(self, total: int, done: int) -> None:
+        super().__init__(total, done, io.StringIO())
+        self.sealed = 0.0
+        self.times: list[float] = []
+        self.counts: list[int] = []
+
+    def add(self, rows: int, rejects: int) -> None:
+        super().add(rows, rejects)
+        self.times.append(time.monotonic())
+        self.counts.append(self.rows)
+
+    def finish(self) -> None:
+        """The job calls this once all is sealed."""
+        super().finish()
+        self.sealed = time.monotonic()
+
+
+def run(
+    source: str, dest: str, extractor: str, job: dict[str, Any], model: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Runs one job on a fresh DEST.
+
+    Args:
+        source: folder of images.
+        dest: folder that is deleted first.
+        extractor: ``slice``, ``empty`` or ``model``.
+        job: settings of ``[job]`` other than the defaults.
+        model: settings of ``[model]`` other than the defaults.
+
+    Returns:
+        ``images``; ``whole``: images/s from the call to its return, Ray's start and stop included; ``steady``:
+        images/s from the first committed chunk to the last seal; ``first_s`` and ``whole_s``: seconds
+        to the first chunk and in all; ``memory``: pairs of (images done, resident MiB of the driver), sampled.
+    """
+    shutil.rmtree(dest, ignore_errors=True)
+    Path(dest).mkdir(parents=True)
+    timelines: list[_Timeline] = []
+
+    def progress(total: int, done: int) -> Progress:
+        timelines.append(_Timeline(total, done))
+        return timelines[-1]
+
+    stop, samples = threading.Event(), list[tuple[int, float]]()
+    sampler = threading.Thread(target=_sample, args=(timelines, samples, stop), daemon=True)
+    sampler.start()
+    config = Config(source, dest, model=ModelConfig(**(model or {})), job=JobConfig(**job))
+    start = time.monotonic()
+    summary = run_job(config, factory=_FACTORIES[extractor], progress=progress, say=lambda _: None)
+    end = time.monotonic()
+    stop.set()
+    sampler.join()
+    timeline = timelines[0]
+    assert summary.complete, "the job did not end"
+    first, warm = timeline.times[0], timeline.counts[0]
+    return {
+        "images": summary.rows,
+        "rejects": summary.rejects,
+        "whole": summary.rows / (end - start),
+        "steady": (timeline.counts[-1] - warm) / (timeline.sealed - first),
+        "first_s": first - start,
+        "whole_s": end - start,
+        "memory": samples,
+    }
+
+
+def _sample(timelines: list[_Timeline], samples: list[tuple[int, float]], stop: threading.Event) -> None:
+    while not stop.wait(_SAMPLE_S):
+        samples.append((timelines[0].rows if timelines else 0, resident_mib()))
+
+
+def resident_mib() -> float:
+    """Resident memory of this process that is its own (proc(5): resident less shared pages), in MiB."""
+    resident, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])
+    return (resident - shared) * 4096 / 2**20

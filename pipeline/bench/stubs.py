@@ -1,0 +1,82 @@
+"""Extractors whose model costs nothing, so that what feeds the model is what is measured. Workers import them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from timm.data import resolve_data_config
+from timm.models import get_pretrained_cfg
+
+from pipeline.extractor import Extractor
+from pipeline.fingerprint import Fingerprint
+from pipeline.preprocess import Prepared, Preprocessor, resolve_preset
+from pipeline.schema import describe_output, embedding_field
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from pipeline.config import ImageLimits, ModelConfig
+
+SLICE = 384
+"""Values that the slice takes of an image: as many as the default model's embedding has."""
+
+
+class SliceExtractor(Extractor):
+    """The whole extractor but for the model: ``forward`` is the red channel of the first row, normalised."""
+
+    def __init__(self, config: ModelConfig, limits: ImageLimits) -> None:
+        preprocess = resolve_preset(data_config(config.name), config.preset, config.implementation)
+        self.preprocessor = Preprocessor(preprocess, limits)
+        self.outputs = (embedding_field(SLICE),)
+        self.device = torch.device("cpu")
+        self.fingerprint = _fingerprint("slice", config, self.outputs)
+
+    def forward(self, batch: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
+        """``embedding``: (n, 384) float32."""
+        config = self.preprocessor.config
+        values = np.stack([image[0, :SLICE, 0] for image in batch]).astype(np.float32)
+        return {"embedding": ((values / 255 - config.mean[0]) / config.std[0]).astype(np.float32)}
+
+
+class EmptyExtractor(Extractor):
+    """Neither decodes nor computes: what is left is the way of a row through the job."""
+
+    def __init__(self, config: ModelConfig, limits: ImageLimits) -> None:
+        preprocess = resolve_preset(data_config(config.name), config.preset, config.implementation)
+        self.preprocessor = _EmptyPreprocessor(preprocess, limits)
+        self.outputs = (embedding_field(1),)
+        self.device = torch.device("cpu")
+        self.fingerprint = _fingerprint("empty", config, self.outputs)
+
+    def forward(self, batch: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
+        """``embedding``: (n, 1) zeros."""
+        return {"embedding": np.zeros((len(batch), 1), np.float32)}
+
+
+class _EmptyPreprocessor(Preprocessor):
+    def prepare(self, data: bytes | memoryview) -> Prepared:
+        del data
+        return Prepared(np.zeros((1, 1, 3), np.uint8), 1, 1)
+
+
+def data_config(name: str) -> Mapping[str, object]:
+    """A model's preprocessing in timm's terms, without building the model."""
+    config: Mapping[str, object] = resolve_data_config(pretrained_cfg=get_pretrained_cfg(name).to_dict())
+    return config
+
+
+def _fingerprint(kind: str, config: ModelConfig, outputs: tuple[pa.Field, ...]) -> Fingerprint:
+    return Fingerprint(
+        model=kind,
+        weights="none",
+        preset=config.preset,
+        transform=config.name,
+        implementation=config.implementation,
+        precision="fp32",
+        outputs=tuple(map(describe_output, outputs)),
+    )
