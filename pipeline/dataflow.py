@@ -25,7 +25,7 @@ from pipeline.actor import ChunkResult, ChunkWorker, WorkerConfig
 from pipeline.budget import READ_CPUS
 from pipeline.errors import RaysightError, UnavailableError, UsageError
 from pipeline.read import read_chunks
-from pipeline.seal import Sealed, seal_shard
+from pipeline.seal import seal_shard
 from pipeline.storage import open_store
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ _TASKS_PER_ACTOR = 4  # Ray Data grows the pool only when queued calls exceed 1.
 _INIT_DEATHS = 10  # actors that may die while loading, in a row, before the job gives up (spot losses)
 _CHUNKS_PER_READ_TASK = 16
 _DEVICE_ERROR_EXIT = 70  # EX_SOFTWARE of sysexits.h
+_COORDINATOR_S = 30.0  # seconds a worker waits for the coordinator before it goes on without
 _POLL_S = 0.2
 
 
@@ -166,7 +167,7 @@ class ExtractActor:
 
     def __call__(self, row: pa.Table) -> pa.Table:
         shard, chunk = row["shard"][0].as_py(), row["chunk"][0].as_py()
-        attempt, stopping = ray.get(self._coordinator.begin.remote(shard, chunk))
+        attempt, stopping = self._ask(self._coordinator.begin, shard, chunk, otherwise=(1, False))
         if stopping:
             # Holding the place keeps Ray from fetching more; the driver ends the job once nothing is in flight.
             time.sleep(self._grace)
@@ -180,8 +181,17 @@ class ExtractActor:
             # A sticky device error: this process can do nothing more. Ray starts another and retries the chunk.
             logging.getLogger(__name__).exception("device error; ending this worker")
             os._exit(_DEVICE_ERROR_EXIT)
-        ray.get(self._coordinator.end.remote(shard, chunk))
+        self._ask(self._coordinator.end, shard, chunk, otherwise=None)
         return result.to_table()
+
+    @staticmethod
+    def _ask(method: Any, shard: int, chunk: int, otherwise: Any) -> Any:
+        """Calls the coordinator. Its node may die; it starts anew without memory, and the work goes on meanwhile."""
+        try:
+            return ray.get(method.remote(shard, chunk), timeout=_COORDINATOR_S)
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            logging.getLogger(__name__).warning("the coordinator does not answer", exc_info=True)
+            return otherwise
 
 
 def build_dataset(spec: JobSpec, source: ChunkSource, coordinator: Any) -> ray.data.Dataset:
@@ -199,7 +209,7 @@ def build_dataset(spec: JobSpec, source: ChunkSource, coordinator: Any) -> ray.d
             source,
             override_num_blocks=source.task_count,
             num_cpus=READ_CPUS,
-            memory=2 * spec.config.job.chunk_bytes,
+            memory=budget.memory_per_read,
             concurrency=min(budget.read_tasks, source.task_count),  # Ray warns of more than there are
         ).map_batches(
             ExtractActor,
@@ -271,22 +281,23 @@ def _consume(dataset: ray.data.Dataset, results: queue.SimpleQueue[ChunkResult |
 
 
 def _explain(error: BaseException) -> RaysightError:
-    """Our own error where one lies at the root, else the last line of Ray's."""
-    ours: RaysightError | None = None
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, RaysightError):
-            ours = seen  # the innermost one; Ray's wrappers inherit from what they wrap
-        cause = getattr(seen, "cause", None)
-        seen = cause if isinstance(cause, BaseException) else seen.__cause__
-    if ours is not None:
-        return ours
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return RaysightError(f"Ray gave up: {type(error).__name__}: {lines[-1] if lines else ''}; run again to resume")
+    """Our own error where one lies below Ray's wrappers, else the last line of what lies at the root."""
+    root = error
+    while True:
+        if isinstance(root, RaysightError) and type(root).__module__ == RaysightError.__module__:
+            return root
+        cause = getattr(root, "cause", None)
+        below = cause if isinstance(cause, BaseException) else root.__cause__
+        if below is None:
+            break
+        root = below
+    lines = [line for line in str(root).strip().splitlines() if line.strip()]
+    return RaysightError(f"Ray gave up: {type(root).__name__}: {lines[-1] if lines else ''}; run again to resume")
 
 
-def _seal(config: Config, shard: int, chunks: tuple[int, ...], fingerprint: Fingerprint) -> Sealed:
-    return seal_shard(open_store(config.dest, config.storage), shard, chunks, fingerprint)
+def _seal(config: Config, shard: int, chunks: tuple[int, ...], fingerprint: Fingerprint) -> int:
+    seal_shard(open_store(config.dest, config.storage), shard, chunks, fingerprint)
+    return shard
 
 
 class Sealer:
@@ -302,8 +313,8 @@ class Sealer:
         """Starts sealing a shard."""
         self._running.append(self._seal.remote(self._config, shard, chunks, self._fingerprint))
 
-    def done(self, *, wait: bool = False) -> Iterable[Sealed]:
-        """What was sealed since the last call; with ``wait``, all that was submitted.
+    def done(self, *, wait: bool = False) -> Iterable[int]:
+        """The shards sealed since the last call; with ``wait``, all that was submitted.
 
         Raises:
             RaysightError: a shard could not be sealed.
@@ -314,7 +325,7 @@ class Sealer:
             self._running, num_returns=len(self._running), timeout=None if wait else 0, fetch_local=True
         )
         try:
-            sealed: list[Sealed] = ray.get(ready)
+            sealed: list[int] = ray.get(ready)
         except Exception as error:
             raise _explain(error) from error
         return sealed

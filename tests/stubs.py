@@ -51,3 +51,17 @@ def poisoned(model: ModelConfig) -> Extractor:
     extractor = load_extractor(model, ImageLimits())
     extractor.preprocessor.__class__ = PoisonedPreprocessor
     return extractor
+
+
+class SlowerExtractor(Extractor):
+    """Takes 200 ms more for each image: time enough for a pool to grow."""
+
+    def forward(self, batch: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
+        time.sleep(0.2 * len(batch))
+        return super().forward(batch)
+
+
+def slower(model: ModelConfig) -> Extractor:
+    extractor = load_extractor(model, ImageLimits())
+    extractor.__class__ = SlowerExtractor
+    return extractor
