@@ -1,8 +1,8 @@
 """Who gets which CPUs. What cannot run is scaled down with a message, or refused; it never hangs.
 
-An actor pool that takes every CPU leaves none for the read tasks that feed it, and Ray then waits without a word. So
-each actor hands the CPUs of its own reads back: Ray is asked for ``cpus_per_actor`` less what its read tasks take,
-and wherever an actor fits, its reads fit as well.
+An actor pool that takes every CPU, or all memory, leaves none for the read tasks that feed it, and Ray then waits
+without a word. So each actor hands the CPUs of its own reads back: Ray is asked for ``cpus_per_actor`` less what its
+read tasks take. Their memory is counted beside the actor's. Wherever an actor fits, its reads fit as well.
 """
 
 from __future__ import annotations
@@ -19,12 +19,18 @@ if TYPE_CHECKING:
     from pipeline.cluster import Node
     from pipeline.config import JobConfig
 
+_RAY_UNITS = 10_000  # to a CPU: the finest share that Ray knows
+
 READ_CPUS = 0.05
 """CPUs that Ray sets aside for a read task: it waits for the network most of the time."""
 
 _CPU_ACTOR = 4
-"""CPUs of an actor without a GPU, where the node has them: a forward of two images scales about that far."""
+"""CPUs of an actor without a GPU, or nearly so that none is left over: a forward of two images scales that far."""
 
+_CHUNKS_OF_A_READ = 2
+"""Chunks that a read task has in memory: one as it arrives, and its copy on the way into the object store."""
+
+_EPSILON = 1e-9
 _GPU_CHUNK_ROWS, _CPU_CHUNK_ROWS = 1024, 64
 _GPU_BATCH, _CPU_BATCH = 64, 2
 
@@ -39,6 +45,7 @@ class Budget:
         cpus_per_actor: that the actor and its reads use; its threads follow from it.
         gpus_per_actor: GPUs of an actor.
         memory_per_actor: bytes.
+        memory_per_read: bytes, of a read task.
         read_tasks: read tasks under way at most.
         read_tasks_per_actor: of them, for each actor.
         decode_threads: in each actor.
@@ -52,6 +59,7 @@ class Budget:
     cpus_per_actor: float
     gpus_per_actor: float
     memory_per_actor: int
+    memory_per_read: int
     read_tasks: int
     read_tasks_per_actor: int
     decode_threads: int
@@ -62,7 +70,8 @@ class Budget:
     @property
     def ray_cpus(self) -> float:
         """CPUs Ray is asked for, for one actor."""
-        return round(self.cpus_per_actor - self.read_tasks_per_actor * READ_CPUS, 4)
+        left = self.cpus_per_actor - self.read_tasks_per_actor * READ_CPUS
+        return math.floor(left * _RAY_UNITS + 1e-6) / _RAY_UNITS
 
     @property
     def threads(self) -> int:
@@ -79,14 +88,18 @@ def make_budget(job: JobConfig, nodes: Sequence[Node], *, can_grow: bool) -> Bud
         can_grow: whether nodes may come later; then ``max_actors`` stays as asked for.
 
     Raises:
-        UsageError: not one actor can run.
+        UsageError: not one actor can run, or the options contradict each other.
     """
+    if job.max_actors is not None and job.min_actors > job.max_actors:
+        raise UsageError(f"--min-actors {job.min_actors} is more than --max-actors {job.max_actors}")
     gpus = _gpus(job, nodes)
     cpus, notes = _cpus(job, nodes, gpus, can_grow=can_grow)
-    fits = sum(_actors_on(node, cpus, gpus, job.actor_memory) for node in nodes)
+    read_memory = _CHUNKS_OF_A_READ * job.chunk_bytes
+    memory = job.actor_memory + job.read_tasks_per_actor * read_memory
+    fits = sum(_actors_on(node, cpus, gpus, memory) for node in nodes)
     if fits == 0 and not (can_grow and job.max_actors):
         raise UsageError(
-            f"no node can hold an actor of {cpus:g} CPUs, {gpus:g} GPUs and {job.actor_memory / 2**30:.1f} GiB"
+            f"no node can hold an actor of {cpus:g} CPUs, {gpus:g} GPUs and {memory / 2**30:.1f} GiB, reads included"
             f" ({_describe(nodes)}). Ask for less with --cpus-per-actor or --gpus-per-actor, or, on a cluster that"
             " grows, give --max-actors with them"
         )
@@ -106,6 +119,7 @@ def make_budget(job: JobConfig, nodes: Sequence[Node], *, can_grow: bool) -> Bud
         cpus_per_actor=cpus,
         gpus_per_actor=gpus,
         memory_per_actor=job.actor_memory,
+        memory_per_read=read_memory,
         read_tasks=maximum * job.read_tasks_per_actor,
         read_tasks_per_actor=job.read_tasks_per_actor,
         decode_threads=job.decode_threads or max(1, math.floor(cpus)),
@@ -117,6 +131,8 @@ def make_budget(job: JobConfig, nodes: Sequence[Node], *, can_grow: bool) -> Bud
 
 def _gpus(job: JobConfig, nodes: Sequence[Node]) -> float:
     if job.gpus_per_actor is not None:
+        if job.gpus_per_actor > 1 and job.gpus_per_actor != int(job.gpus_per_actor):
+            raise UsageError(f"--gpus-per-actor {job.gpus_per_actor:g}: above 1, Ray gives out whole GPUs alone")
         return job.gpus_per_actor
     return 1.0 if any(node.gpus >= 1 for node in nodes) else 0.0
 
@@ -134,16 +150,23 @@ def _cpus(job: JobConfig, nodes: Sequence[Node], gpus: float, *, can_grow: bool)
             ]
         return job.cpus_per_actor, []
     if gpus > 0:
-        shares = [node.cpus * gpus / node.gpus for node in usable]
+        shares = [node.cpus / _actors_by_gpu(node, gpus) for node in usable]
         return max(least, min(shares, default=1.0)), []
-    return max(least, min(largest, _CPU_ACTOR) or 1.0), []
+    actors = max(1, math.floor(largest / _CPU_ACTOR + 0.5))
+    return max(least, largest / actors or 1.0), []
 
 
 def _actors_on(node: Node, cpus: float, gpus: float, memory: int) -> int:
-    rooms = [node.cpus / cpus, node.memory / memory]
+    rooms = [math.floor(node.cpus / cpus + _EPSILON), math.floor(node.memory / memory)]
     if gpus > 0:
-        rooms.append(node.gpus / gpus)
-    return math.floor(min(rooms) + 1e-9)
+        rooms.append(_actors_by_gpu(node, gpus))
+    return min(rooms)
+
+
+def _actors_by_gpu(node: Node, gpus: float) -> int:
+    if gpus < 1:
+        return max(1, int(node.gpus)) * math.floor(min(1.0, node.gpus) / gpus + _EPSILON)  # a share lies on one GPU
+    return math.floor(node.gpus / gpus)
 
 
 def _describe(nodes: Sequence[Node]) -> str:

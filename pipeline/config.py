@@ -55,7 +55,8 @@ class StorageConfig:
         anonymous: send unsigned requests although credentials are at hand (without any, requests are unsigned anyway).
         connect_timeout_s: seconds to open a connection.
         timeout_s: seconds for one request.
-        max_retries: tries after the first, with exponential backoff and jitter, for 429, 5xx and dropped connections.
+        max_retries: tries after the first, with exponential backoff and jitter, for 429, 5xx and dropped connections;
+            twelve bridge about three quarters of a minute.
         retry_timeout_s: seconds after which no further try is made.
         max_in_flight: GETs under way at once in one read task.
     """
@@ -63,7 +64,7 @@ class StorageConfig:
     anonymous: bool = False
     connect_timeout_s: float = 5.0
     timeout_s: float = 60.0
-    max_retries: int = 6
+    max_retries: int = 12
     retry_timeout_s: float = 120.0
     max_in_flight: int = 64
 

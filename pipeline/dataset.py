@@ -6,13 +6,11 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pipeline import schema
 from pipeline.config import ModelConfig
 from pipeline.errors import NotFoundError, UsageError
 from pipeline.fingerprint import Fingerprint
+from pipeline.footer import read_footers
 
 if TYPE_CHECKING:
     from pipeline.storage import Store
@@ -38,14 +36,17 @@ def load_info(dest: Store) -> DatasetInfo | None:
         UsageError: there is something at this place, but not of a format this version reads.
     """
     try:
-        values = json.loads(dest.get(schema.DATASET))
+        data = dest.get(schema.DATASET)
     except NotFoundError:
         return None
-    if values.get("format") != schema.FORMAT_VERSION:
-        raise UsageError(
-            f"{dest.root} has format {values.get('format')}; this version reads and writes {schema.FORMAT_VERSION}"
-        )
-    return DatasetInfo(Fingerprint.from_dict(values["fingerprint"]), ModelConfig(**values["model"]))
+    where = dest.uri(schema.DATASET)
+    try:
+        values = json.loads(data)
+        if values["format"] != schema.FORMAT_VERSION:
+            raise UsageError(f"{where} has format {values['format']}; this version reads {schema.FORMAT_VERSION}")
+        return DatasetInfo(Fingerprint.from_dict(values["fingerprint"]), ModelConfig(**values["model"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{where} cannot be read by this version ({type(error).__name__}: {error})") from error
 
 
 def agree_on(dest: Store, fingerprint: Fingerprint, model: ModelConfig) -> None:
@@ -68,5 +69,5 @@ def agree_on(dest: Store, fingerprint: Fingerprint, model: ModelConfig) -> None:
 
 def count_rejects(dest: Store) -> int:
     """Rejected rows of the sealed shards, from their Parquet footers."""
-    shards = (item.key for item in dest.list_objects(schema.REJECTS_FOLDER) if schema.parse_shard(item.key) is not None)
-    return sum(pq.read_metadata(pa.BufferReader(dest.get(key))).num_rows for key in shards)
+    shards = [item.key for item in dest.list_objects(schema.REJECTS_FOLDER) if schema.parse_shard(item.key) is not None]
+    return sum(footer.num_rows for footer in read_footers(dest, shards))

@@ -231,8 +231,8 @@ class _Run:
             self._note(sealer)
 
     def _note(self, sealer: Sealer, *, wait: bool = False) -> None:
-        for sealed in sealer.done(wait=wait):
-            self._plan.seal(sealed.shard)
+        for shard in sealer.done(wait=wait):
+            self._plan.seal(shard)
 
     def seal_here(self) -> None:
         """Seals in this process, when all chunks are there and no Ray was started."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from pipeline import schema
-from pipeline.errors import NotFoundError, StorageError, UnsupportedError, UsageError
+from pipeline.errors import NotFoundError, RaysightError, StorageError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,8 +59,12 @@ class Lease:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        if self._owned_by_me():
-            self._dest.delete([schema.LEASE])
+        try:
+            if self._owned_by_me():
+                self._dest.delete([schema.LEASE])
+        except StorageError as failure:
+            # Not worth ending a job over, and never in place of the error that ends it.
+            self._say(f"the lease could not be given back ({failure}); the next job waits {self._ttl:g} s for it")
 
     def _acquire(self) -> None:
         current = self._read()
@@ -69,10 +73,13 @@ class Lease:
             self._write_over()
             return
         try:
-            if not self._dest.put_if_absent(schema.LEASE, self._content()):
-                raise UsageError(self._in_use(self._read() or {}))
+            created = self._dest.put_if_absent(schema.LEASE, self._content())
         except UnsupportedError:
             self._write_over()
+            return
+        # A PUT whose answer was lost and that was sent again finds its own lease.
+        if not created and not self._owned_by_me():
+            raise UsageError(self._in_use(self._read() or {}))
 
     def _write_over(self) -> None:
         self._dest.put(schema.LEASE, self._content())
@@ -112,7 +119,7 @@ class Lease:
                     self._on_lost()
                     return
                 self._dest.put(schema.LEASE, self._content())
-            except StorageError as error:
+            except RaysightError as error:
                 # One missed beat is harmless; the next one may go through.
                 self._say(f"the lease could not be renewed just now: {error}")
 
@@ -125,6 +132,10 @@ class Lease:
             values: dict[str, Any] = json.loads(self._dest.get(schema.LEASE))
         except NotFoundError:
             return None
+        except ValueError as error:
+            raise UsageError(
+                f"{self._dest.uri(schema.LEASE)} is not a lease; delete it if no job is at work"
+            ) from error
         return values
 
     def _content(self) -> bytes:

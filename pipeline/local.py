@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from pipeline.errors import ForbiddenError, NotFoundError, RejectError, StorageError, UnavailableError
+from pipeline import atomic
+from pipeline.atomic import PARTIAL
+from pipeline.errors import (
+    ForbiddenError,
+    NotFoundError,
+    RejectError,
+    StorageError,
+    UnavailableError,
+    UnsupportedError,
+    UsageError,
+)
 from pipeline.storage import Fetched, ObjectInfo, read_judgement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_PARTIAL = ".raysight-partial-"
 _READ_THREADS = 8
 
 
@@ -34,34 +43,72 @@ class LocalStore:
     def root(self) -> str:
         return os.path.join(self._folder, "")  # noqa: PTH118 — the trailing slash is wanted, also of "/"
 
+    def check(self, *, create: bool = False) -> None:
+        if not create:
+            if not self._folder.is_dir():
+                raise UsageError(f"there is no folder {self._folder}")
+            return
+        if self._folder.exists() and not self._folder.is_dir():
+            raise UsageError(f"{self._folder} is not a folder")
+        probe = f"{PARTIAL}probe-{os.urandom(4).hex()}"
+        self.put(probe, b"")
+        self.delete([probe])
+
     def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Raises NotFoundError when the folder itself does not exist."""
+        """Files in the order of their names. Links to files count as files; links to folders are not followed.
+
+        Raises:
+            NotFoundError: the folder itself does not exist.
+            ForbiddenError: a folder below may not be read.
+        """
         if not self._folder.is_dir():
             raise NotFoundError(f"there is no folder {self._folder}")
+        for entry in self._walk(prefix):
+            if not entry.name.startswith(PARTIAL):
+                try:
+                    stat = entry.stat()
+                except FileNotFoundError:
+                    continue  # deleted since
+                yield ObjectInfo(entry.path[len(self.root) :], stat.st_size, _version(stat))
+
+    def _walk(self, prefix: str) -> Iterator[os.DirEntry[str]]:
         top, _, start = prefix.rpartition("/")
-        pending = [self._folder / top] if (self._folder / top).is_dir() else []
+        pending = [os.path.join(self._folder, top)]  # noqa: PTH118 — strings: a hot path
         first = True
         while pending:
-            folder = pending.pop()
-            with os.scandir(folder) as entries:
-                # Sorted, so that the same folder gives the same manifest on every machine.
-                ordered = sorted(entries, key=lambda entry: entry.name)
+            # Sorted, so that the same folder gives the same manifest on every machine.
+            ordered = sorted(self._entries(pending.pop()), key=lambda entry: entry.name)
             below = []
             for entry in ordered:
                 if first and not entry.name.startswith(start):
                     continue
                 if entry.is_dir(follow_symlinks=False):
-                    below.append(Path(entry.path))
-                elif entry.is_file() and not entry.name.startswith(_PARTIAL):
-                    stat = entry.stat()
-                    key = str(Path(entry.path).relative_to(self._folder))
-                    yield ObjectInfo(key, stat.st_size, _version(stat))
+                    below.append(entry.path)
+                elif _is_file(entry):
+                    yield entry
             pending.extend(reversed(below))
             first = False
+
+    def _entries(self, folder: str) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(folder) as entries:
+                return list(entries)
+        except (FileNotFoundError, NotADirectoryError):
+            return []  # a prefix that nothing has, or a folder deleted since
+        except OSError as error:
+            raise _translate(error, folder) from error
 
     def get(self, key: str) -> bytes:
         try:
             return (self._folder / key).read_bytes()
+        except OSError as error:
+            raise _translate(error, self.uri(key)) from error
+
+    def get_tail(self, key: str, size: int) -> bytes:
+        try:
+            with (self._folder / key).open("rb") as file:
+                file.seek(-min(size, os.fstat(file.fileno()).st_size), os.SEEK_END)
+                return file.read()
         except OSError as error:
             raise _translate(error, self.uri(key)) from error
 
@@ -78,7 +125,9 @@ class LocalStore:
                 if stat.st_size > max_bytes:
                     return read_judgement("TooManyBytes", self.uri(key))
                 return Fetched(file.read(), _version(stat))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
+            if not self._folder.is_dir():
+                return RejectError("read", "Unavailable", f"the folder {self._folder} is gone")
             return read_judgement("NotFound", self.uri(key))
         except (PermissionError, IsADirectoryError):
             return read_judgement("Forbidden", self.uri(key))
@@ -89,40 +138,19 @@ class LocalStore:
         self._write(key, data, replace=True)
 
     def put_file(self, key: str, path: Path, *, replace: bool = True) -> bool:
-        return self._write(key, path, replace=replace)
+        try:
+            return self._write(key, path, replace=replace)
+        except UnsupportedError:
+            return not (self._folder / key).exists() and self._write(key, path, replace=True)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         return self._write(key, data, replace=False)
 
     def _write(self, key: str, content: bytes | Path, *, replace: bool) -> bool:
-        target = self._folder / key
-        # The name tells hosts, processes and threads apart, so that two writers never share a partial file.
-        partial = target.with_name(f"{_PARTIAL}{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with partial.open("wb") as file:
-                    if isinstance(content, Path):
-                        with content.open("rb") as source:
-                            while block := source.read(1 << 20):
-                                file.write(block)
-                    else:
-                        file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                if replace:
-                    partial.replace(target)
-                else:
-                    try:
-                        os.link(partial, target)
-                    except FileExistsError:
-                        return False
-            finally:
-                partial.unlink(missing_ok=True)
-            _sync_folder(target.parent)
+            return atomic.write(self._folder / key, content, replace=replace)
         except OSError as error:
             raise _translate(error, self.uri(key)) from error
-        return True
 
     def delete(self, keys: Sequence[str]) -> None:
         folders = set()
@@ -134,13 +162,18 @@ class LocalStore:
                 raise _translate(error, self.uri(key)) from error
             folders.add(path.parent)
         for folder in folders - {self._folder}:
-            # A folder that others still write to is not empty, and stays.
-            if folder.is_dir() and not any(folder.iterdir()):
-                try:
-                    folder.rmdir()
-                except OSError as error:
-                    if folder.exists() and not any(folder.iterdir()):
-                        raise _translate(error, str(folder)) from error
+            try:
+                folder.rmdir()
+            except OSError as error:
+                # A folder that still holds something stays; one that is gone already is fine.
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                    raise _translate(error, str(folder)) from error
+
+    def sweep(self, prefix: str) -> int:
+        """Nobody but the job that holds the lease may call this: a writer that lives loses its file."""
+        partial = [entry.path[len(self.root) :] for entry in self._walk(prefix) if entry.name.startswith(PARTIAL)]
+        self.delete(partial)
+        return len(partial)
 
     def uri(self, key: str) -> str:
         path = os.path.join(self._folder, key)  # noqa: PTH118 — a hot path
@@ -155,20 +188,25 @@ class LocalStore:
         return path.removeprefix(self.root)
 
 
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether there is a file, or a link to one. A link to nothing or in a circle is none."""
+    try:
+        return entry.is_file()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise _translate(error, entry.path) from error
+
+
 def _version(stat: os.stat_result) -> str:
     return f"{stat.st_size:x}-{stat.st_mtime_ns:x}"
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename survive a power cut; the file's own fsync does not cover its name."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _translate(error: OSError, where: str) -> StorageError:
-    kinds: dict[type[OSError], type[StorageError]] = {FileNotFoundError: NotFoundError, PermissionError: ForbiddenError}
+    kinds: dict[type[OSError], type[StorageError]] = {
+        FileNotFoundError: NotFoundError,
+        NotADirectoryError: NotFoundError,
+        PermissionError: ForbiddenError,
+    }
     kind = kinds.get(type(error), UnavailableError)
     return kind(f"{where}: {error.strerror or error}")

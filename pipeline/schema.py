@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 
+ROOT_FOLDER = "_raysight/"
 DATASET = "_raysight/dataset.json"
 LEASE = "_raysight/lease.json"
 MANIFEST_MARKER = "_raysight/manifest/committed.json"
@@ -66,9 +67,9 @@ def with_metadata(schema: pa.Schema, values: dict[str, Any]) -> pa.Schema:
     return schema.with_metadata({METADATA_KEY: json.dumps(values, sort_keys=True).encode()})
 
 
-def metadata(file: pq.ParquetFile) -> dict[str, Any]:
-    """The raysight metadata of a stored shard; empty where there is none."""
-    values: dict[str, Any] = json.loads((file.metadata.metadata or {}).get(METADATA_KEY, b"{}"))
+def metadata(footer: pq.FileMetaData) -> dict[str, Any]:
+    """The raysight metadata in the footer of a shard; empty where there is none."""
+    values: dict[str, Any] = json.loads((footer.metadata or {}).get(METADATA_KEY, b"{}"))
     return values
 
 
@@ -92,17 +93,27 @@ def rejects_shard(shard: int, digest: str) -> str:
     return f"{REJECTS_FOLDER}shard-{shard:06d}-{digest}.parquet"
 
 
-_CHUNK = re.compile(re.escape(CHUNKS_FOLDER) + r"shard-(\d+)/(\d+)\.parquet")
-_SHARD = re.compile(r"(?:features|rejects|_raysight/manifest)/shard-(\d+)(?:-[0-9a-f]+)?\.parquet")
+_CHUNK = re.compile(re.escape(CHUNKS_FOLDER) + r"shard-([0-9]+)/([0-9]+)\.parquet")
+_SHARD = re.compile(r"(features|rejects|_raysight/manifest)/shard-([0-9]+)(?:-([0-9a-f]{16}))?\.parquet")
 
 
 def parse_chunk(key: str) -> tuple[int, int] | None:
     """The inverse of :func:`chunk_object`; None for other names."""
     match = _CHUNK.fullmatch(key)
-    return (int(match.group(1)), int(match.group(2))) if match else None
+    if match is None:
+        return None
+    pair = int(match.group(1)), int(match.group(2))
+    return pair if chunk_object(*pair) == key else None
 
 
 def parse_shard(key: str) -> int | None:
-    """The shard number in the name of a manifest, feature or rejects shard; None for other names."""
+    """The shard number in the name of a manifest, feature or rejects shard; None for any other name."""
     match = _SHARD.fullmatch(key)
-    return int(match.group(1)) if match else None
+    if match is None:
+        return None
+    folder, shard, digest = match.group(1), int(match.group(2)), match.group(3)
+    if folder == "rejects":
+        name = rejects_shard(shard, digest or "")
+    else:
+        name = features_shard(shard) if folder == "features" else manifest_shard(shard)
+    return shard if name == key else None

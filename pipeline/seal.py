@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections import defaultdict
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,8 @@ import pyarrow.parquet as pq
 
 from pipeline import schema
 from pipeline.commit import encode
-from pipeline.errors import RaysightError
+from pipeline.errors import NotFoundError, RaysightError
+from pipeline.footer import read_footers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,19 +31,11 @@ if TYPE_CHECKING:
 NO_REJECTS = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Sealed:
-    """What a sealed shard holds."""
-
-    shard: int
-    rows: int
-    rejects: int
-
-
-def seal_shard(dest: Store, shard: int, chunks: Sequence[int], fingerprint: Fingerprint) -> Sealed:
+def seal_shard(dest: Store, shard: int, chunks: Sequence[int], fingerprint: Fingerprint) -> None:
     """Turns the committed chunks of a shard into its feature shard (a row group a chunk) and rejects shard.
 
-    Memory is that of one chunk and the shard's rejects.
+    Can be broken off at any point and called again, also by another process at the same time. Memory is that of one
+    chunk and the shard's rejects.
 
     Args:
         dest: the dataset.
@@ -53,56 +45,76 @@ def seal_shard(dest: Store, shard: int, chunks: Sequence[int], fingerprint: Fing
 
     Raises:
         RaysightError: a chunk does not have the rows of the manifest.
+        NotFoundError: a chunk is not committed.
     """
+    if not _is_sealed(dest, shard):
+        try:
+            _seal(dest, shard, chunks, fingerprint)
+        except NotFoundError:
+            if not _is_sealed(dest, shard):  # else somebody was faster, and has deleted the chunks
+                raise
+    dest.delete([schema.chunk_object(shard, chunk) for chunk in range(len(chunks))])
+
+
+def _is_sealed(dest: Store, shard: int) -> bool:
+    key = schema.features_shard(shard)
+    return any(item.key == key for item in dest.list_objects(key))
+
+
+def _seal(dest: Store, shard: int, chunks: Sequence[int], fingerprint: Fingerprint) -> None:
     with tempfile.TemporaryDirectory(prefix="raysight-seal-") as folder:
         path = Path(folder) / "features.parquet"
-        rejects, rows = _write_features(dest, shard, chunks, fingerprint, path)
-        if len(rejects):
-            data = encode(rejects)
-            dest.put(schema.rejects_shard(shard, _digest(data)), data)
+        rejects = _write_features(dest, shard, chunks, fingerprint, path)
+        if rejects:
+            dest.put(rejects_name(shard, rejects), rejects)
         dest.put_file(schema.features_shard(shard), path, replace=False)
-    dest.delete([schema.chunk_object(shard, chunk) for chunk in range(len(chunks))])
-    return Sealed(shard, rows, len(rejects))
 
 
-def _write_features(
-    dest: Store, shard: int, chunks: Sequence[int], fingerprint: Fingerprint, path: Path
-) -> tuple[pa.Table, int]:
-    writer: pq.ParquetWriter | None = None
-    rejects: list[pa.Table] = []
-    rows = 0
-    try:
+def _write_features(dest: Store, shard: int, chunks: Sequence[int], fingerprint: Fingerprint, path: Path) -> bytes:
+    """Writes the feature shard to a file; returns the rejects shard, empty where there are no rejects."""
+    with ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
+        rejects: list[pa.Table] = []
+        rows = 0
         for chunk, expected in enumerate(chunks):
-            table = pq.read_table(pa.BufferReader(dest.get(schema.chunk_object(shard, chunk))))
-            if len(table) != expected:
-                raise RaysightError(
-                    f"{dest.uri(schema.chunk_object(shard, chunk))} has {len(table)} rows, the manifest {expected};"
-                    " delete this object and run again"
-                )
+            table = _read_chunk(dest, shard, chunk, expected)
             good = pc.is_null(table["stage"])
             features = table.filter(good).drop_columns([field.name for field in schema.REJECT_FIELDS])
             if writer is None:
                 writer = pq.ParquetWriter(path, features.schema, compression="none", use_dictionary=False)
+                stack.enter_context(writer)
             if len(features):
                 writer.write_table(features, row_group_size=len(features))
             rejects.append(table.filter(pc.invert(good)).select(schema.REJECTS_SCHEMA.names))
             rows += len(features)
         assert writer is not None, "a shard has at least one chunk"
         rejected = pa.concat_tables(rejects).cast(schema.REJECTS_SCHEMA)
-        digest = _digest(encode(rejected)) if len(rejected) else NO_REJECTS
+        data = encode(rejected) if len(rejected) else b""
         values = {
             "format": schema.FORMAT_VERSION,
             "fingerprint": fingerprint.to_dict(),
             "shard": shard,
             "rows": rows,
             "rejects": len(rejected),
-            "rejects_digest": digest,
+            "rejects_digest": _digest(data) if data else NO_REJECTS,
         }
         writer.add_key_value_metadata({schema.METADATA_KEY: json.dumps(values, sort_keys=True).encode()})
-    finally:
-        if writer is not None:
-            writer.close()
-    return rejected, rows
+    return data
+
+
+def _read_chunk(dest: Store, shard: int, chunk: int, expected: int) -> pa.Table:
+    key = schema.chunk_object(shard, chunk)
+    table = pq.read_table(pa.BufferReader(dest.get(key)))
+    if len(table) != expected:
+        raise RaysightError(
+            f"{dest.uri(key)} has {len(table)} rows, the manifest {expected}; delete this object and run again"
+        )
+    return table
+
+
+def rejects_name(shard: int, data: bytes) -> str:
+    """Name of a rejects shard with this content."""
+    return schema.rejects_shard(shard, _digest(data))
 
 
 def _digest(data: bytes) -> str:
@@ -110,29 +122,27 @@ def _digest(data: bytes) -> str:
 
 
 def clean_up(dest: Store, sealed: set[int]) -> int:
-    """Deletes what late writers of dead runs left: chunks of sealed shards, and rejects no feature shard refers to.
+    """Deletes what dead runs left, once all is sealed: late chunks, rejects no shard refers to, half-written files.
+
+    Only for who holds the lease.
 
     Returns:
         the number of objects deleted.
     """
     chunks = (item.key for item in dest.list_objects(schema.CHUNKS_FOLDER))
     stale = [key for key in chunks if (pair := schema.parse_chunk(key)) and pair[0] in sealed]
-    rejects: dict[int, list[str]] = defaultdict(list)
-    for item in dest.list_objects(schema.REJECTS_FOLDER):
-        shard = schema.parse_shard(item.key)
-        if shard is not None and shard in sealed:
-            rejects[shard].append(item.key)
-    for shard, keys in rejects.items():
-        if len(keys) > 1:
-            kept = referred_rejects(dest, shard)
-            stale.extend(key for key in keys if key != kept)
-    if stale:
-        dest.delete(stale)
-    return len(stale)
+    rejects = [(schema.parse_shard(item.key), item.key) for item in dest.list_objects(schema.REJECTS_FOLDER)]
+    shards = sorted({shard for shard, _ in rejects if shard is not None and shard in sealed})
+    footers = read_footers(dest, [schema.features_shard(shard) for shard in shards])
+    kept = {shard: referred_rejects(footer) for shard, footer in zip(shards, footers, strict=True)}
+    stale += [key for shard, key in rejects if shard in kept and kept[shard] != key]
+    dest.delete(stale)
+    swept = sum(dest.sweep(folder) for folder in (schema.ROOT_FOLDER, schema.FEATURES_FOLDER, schema.REJECTS_FOLDER))
+    return len(stale) + swept
 
 
-def referred_rejects(dest: Store, shard: int) -> str | None:
-    """Name of the rejects shard that a sealed feature shard refers to; None when it had no rejects."""
-    file = pq.ParquetFile(pa.BufferReader(dest.get(schema.features_shard(shard))))
-    digest = schema.metadata(file)["rejects_digest"]
-    return schema.rejects_shard(shard, digest) if digest != NO_REJECTS else None
+def referred_rejects(footer: pq.FileMetaData) -> str | None:
+    """Name of the rejects shard that a feature shard refers to; None when it had no rejects."""
+    values = schema.metadata(footer)
+    digest = values.get("rejects_digest", NO_REJECTS)
+    return schema.rejects_shard(values["shard"], digest) if digest != NO_REJECTS else None

@@ -45,17 +45,32 @@ class Store(Protocol):
     def root(self) -> str:
         """What stands before a key in a URI, such as ``s3://bucket/prefix/`` or ``/data/photos/``."""
 
+    def check(self, *, create: bool = False) -> None:
+        """A first contact that fails soon, before any work.
+
+        Args:
+            create: make the folder where it is missing, and see that it can be written.
+
+        Raises:
+            UsageError: there is no such bucket or folder.
+            StorageError: it cannot be reached or used.
+        """
+
     def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Objects whose key starts with ``prefix``, streamed; what is half-written is not among them."""
 
     def get(self, key: str) -> bytes:
         """The object's bytes. Raises NotFoundError when it does not exist."""
 
+    def get_tail(self, key: str, size: int) -> bytes:
+        """The last ``size`` bytes of an object, or all where it has fewer. Raises NotFoundError."""
+
     def fetch_many(self, keys: Sequence[str], max_bytes: int) -> list[Fetched | RejectError]:
         """Many objects at once, in order; what is wrong with one object stands in its place.
 
         An object that the store failed to deliver after all retries is an ``Unavailable`` one: whether that is bad
-        luck of one object or an outage is for the caller to tell.
+        luck of one object or an outage is for the caller to tell. What is wrong with the whole store (its folder or
+        bucket is gone, the credentials are no longer good) is Unavailable as well.
         """
 
     def put(self, key: str, data: bytes) -> None:
@@ -64,7 +79,7 @@ class Store(Protocol):
     def put_file(self, key: str, path: Path, *, replace: bool = True) -> bool:
         """Uploads a file atomically; with ``replace=False`` an existing object wins and False comes back.
 
-        A store without conditional puts replaces the object all the same.
+        Where the store lacks conditional puts, two uploads at the same moment can both win.
         """
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
@@ -72,6 +87,9 @@ class Store(Protocol):
 
     def delete(self, keys: Sequence[str]) -> None:
         """Deletes objects; those already gone count as deleted."""
+
+    def sweep(self, prefix: str) -> int:
+        """Deletes what writers that died left half-written below ``prefix``; returns how many."""
 
     def uri(self, key: str) -> str:
         """What stands for the object in the ``uri`` column."""

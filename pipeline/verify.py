@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from pipeline.config import ImageLimits, StorageConfig
     from pipeline.dataset import DatasetInfo
-    from pipeline.inspection import Report
     from pipeline.manifest import Manifest
+    from pipeline.shard_inspection import Report
     from pipeline.storage import Store
 
 
@@ -36,6 +36,7 @@ def verify(url: str, sample: int, limits: ImageLimits, storage: StorageConfig, s
         UsageError: there is no dataset at this place.
     """
     dest = open_store(url, storage)
+    dest.check()
     info, manifest = open_dataset(dest)
     say(f"dataset      {dest.root}, fingerprint {info.fingerprint.digest}")
     report = check_structure(dest, info, manifest)

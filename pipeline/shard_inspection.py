@@ -1,0 +1,136 @@
+"""What ``verify`` asks of one sealed shard."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import schema
+from pipeline.seal import referred_rejects, rejects_name
+
+if TYPE_CHECKING:
+    from pipeline.dataset import DatasetInfo
+    from pipeline.storage import Store
+
+_SHOWN = 5
+"""Examples named for each kind of problem."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What was found.
+
+    Attributes:
+        rows: feature rows.
+        rejects: reject rows.
+        expected: rows of the manifest.
+        problems: one line each; none when all is well.
+    """
+
+    rows: int = 0
+    rejects: int = 0
+    expected: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def problem(self, text: str, examples: list[str] | None = None) -> None:
+        """Notes a problem, with a few examples."""
+        shown = examples or []
+        more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+        self.problems.append(text + (f": {', '.join(shown[:_SHOWN])}{more}" if shown else ""))
+
+
+class ShardInspection:
+    """One sealed shard under inspection."""
+
+    def __init__(self, dest: Store, shard: int, report: Report) -> None:
+        self._dest = dest
+        self._shard = shard
+        self._key = schema.features_shard(shard)
+        self._report = report
+
+    def check(self, expected: pa.Table, rejects: list[str], info: DatasetInfo) -> None:
+        """Raises ArrowInvalid when a file is not Parquet."""
+        file = pq.ParquetFile(pa.BufferReader(self._dest.get(self._key)))
+        if schema.metadata(file.metadata).get("fingerprint") != info.fingerprint.to_dict():
+            self._report.problem(f"{self._key} has another fingerprint than the dataset")
+        table = file.read()
+        rejected = self._rejects(file.metadata, rejects)
+        if not self._has_columns(self._key, table, schema.features_schema([])):
+            return
+        _compare_rows(
+            self._shard,
+            expected,
+            pa.concat_tables([part.select(["uri", "etag"]) for part in (table, rejected)]),
+            self._report,
+        )
+        for output in info.fingerprint.outputs:
+            self._check_output(table, output)
+        sizes = (table["width"], table["height"])
+        if any(column.null_count or pc.any(pc.less(column, 1)).as_py() for column in sizes):
+            self._report.problem(f"{self._key}: width or height is missing")
+        self._report.rows += len(table)
+        self._report.rejects += len(rejected)
+
+    def _rejects(self, footer: pq.FileMetaData, found: list[str]) -> pa.Table:
+        """The rows of the rejects shard that the feature shard refers to."""
+        key = referred_rejects(footer)
+        wanted = [key] if key else []
+        if found != wanted:
+            self._report.problem(f"rejects of shard {self._shard} should be {wanted}, but there are {found}")
+        nothing = schema.REJECTS_SCHEMA.empty_table()
+        if key is None or key not in found:
+            return nothing
+        data = self._dest.get(key)
+        if rejects_name(self._shard, data) != key:
+            self._report.problem(f"{key} is not what its name says")
+        table = pq.read_table(pa.BufferReader(data))
+        if not self._has_columns(key, table, schema.REJECTS_SCHEMA):
+            return nothing
+        for name in ("stage", "error", "message"):
+            if table[name].null_count:
+                self._report.problem(f"{key} has rejects without {name}")
+        return table
+
+    def _has_columns(self, key: str, table: pa.Table, wanted: pa.Schema) -> bool:
+        wrong = [
+            f"{field.name}: {field.type}"
+            for field in wanted
+            if field.name not in table.column_names or table.schema.field(field.name).type != field.type
+        ]
+        if wrong:
+            self._report.problem(f"{key} lacks columns", wrong)
+        return not wrong
+
+    def _check_output(self, table: pa.Table, output: str) -> None:
+        """One feature column: type, width, no nulls, all finite."""
+        name = output.partition(":")[0]
+        if name not in table.column_names or not pa.types.is_fixed_size_list(table.schema.field(name).type):
+            self._report.problem(f"{self._key}: there should be a column {output}")
+            return
+        if (found := schema.describe_output(table.schema.field(name))) != output:
+            self._report.problem(f"{self._key}: there should be {output}, not {found}")
+            return
+        column = table[name].combine_chunks()
+        if column.null_count:
+            self._report.problem(f"{self._key}: {column.null_count} rows have no {name}")
+            return
+        finite = pc.is_finite(column.flatten()).to_numpy(zero_copy_only=False).reshape(len(column), -1).all(axis=1)
+        if not finite.all():
+            uris = table["uri"].take(pa.array(np.flatnonzero(~finite))).to_pylist()
+            self._report.problem(f"{self._key}: {name} is not finite", uris)
+
+
+def _compare_rows(shard: int, expected: pa.Table, found: pa.Table, report: Report) -> None:
+    want, have = (
+        Counter(zip(*(t[name].to_pylist() for name in t.column_names), strict=True)) for t in (expected, found)
+    )
+    if missing := want - have:
+        report.problem(f"shard {shard} lacks {missing.total()} rows", [uri for uri, _ in missing.elements()])
+    if extra := have - want:
+        report.problem(f"shard {shard} has {extra.total()} rows too many", [uri for uri, _ in extra.elements()])
