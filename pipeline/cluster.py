@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
+import tempfile
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +16,11 @@ from pipeline.errors import RaysightError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_STDERR = 2
+
+
+_KNOCK_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,7 @@ def local_ray(cpus: int) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    with _signal_handlers_kept():
+    with _signal_handlers_kept(), _announcement_dropped():
         ray.init(
             address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
         )
@@ -71,6 +78,7 @@ def existing_ray(address: str) -> Iterator[None]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
+    _knock(address)
     try:
         with _signal_handlers_kept():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -82,6 +90,17 @@ def existing_ray(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
+def _knock(address: str) -> None:
+    """Ray ends the whole process when nobody listens at a ``host:port``; so that is found out before."""
+    host, _, port = address.rpartition(":")
+    if "/" in host or not host or not port.isdecimal():
+        return  # "auto" or a client URL: Ray raises for these
+    try:
+        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
+    except OSError as error:
+        raise RaysightError(f"--address {address}: cannot reach this Ray cluster: {error}") from error
+
+
 @contextmanager
 def _signal_handlers_kept() -> Iterator[None]:
     """Ray takes SIGTERM for itself when it starts, and then ends the process at once; a job wants to drain."""
@@ -90,6 +109,23 @@ def _signal_handlers_kept() -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _announcement_dropped() -> Iterator[None]:
+    """Ray's native half announces on stderr that it obeys RAY_BACKEND_LOG_LEVEL; all else there is passed on."""
+    with tempfile.TemporaryFile() as caught:
+        terminal = os.dup(_STDERR)
+        os.dup2(caught.fileno(), _STDERR)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, _STDERR)
+            os.close(terminal)
+            caught.seek(0)
+            for line in caught:
+                if b"RAY_BACKEND_LOG_LEVEL" not in line:
+                    os.write(_STDERR, line)
 
 
 def cluster_nodes() -> list[Node]:

@@ -24,7 +24,11 @@ def run(settings: dict[str, Any], arguments: list[str]) -> int:
     original = pipeline.job.run_job
 
     def run_job(config: Config, **options: Any) -> pipeline.job.Summary:
-        changed = replace(config, job=replace(config.job, **settings.get("job", {})))
+        changed = replace(
+            config,
+            job=replace(config.job, **settings.get("job", {})),
+            storage=replace(config.storage, **settings.get("storage", {})),
+        )
         factory = getattr(stubs, settings["factory"]) if "factory" in settings else None
         return original(changed, factory=factory, **options)
 
