@@ -8,7 +8,7 @@ import sys
 import threading
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from pipeline.config import (
     Config,
@@ -21,10 +21,13 @@ from pipeline.config import (
     StorageConfig,
 )
 from pipeline.errors import UsageError
+from pipeline.storage import scheme
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
+
+_Number = TypeVar("_Number", int, float)
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_REJECTS, EXIT_INTERRUPTED = 0, 1, 2, 3, 4
 
@@ -43,23 +46,28 @@ def _add_extract(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_model_options(parser)
     job = JobConfig()
     add = parser.add_argument_group("job").add_argument
-    add("--batch-size", type=_positive, help="images of one forward (default: 64 on a GPU, 2 on a CPU)")
-    add(
-        "--chunk-rows", type=_positive, help="images of a chunk, the unit of loss (default: 1024 on a GPU, 64 on a CPU)"
-    )
-    add("--min-actors", type=_positive, default=job.min_actors, help="actors from the start (default: %(default)s)")
-    add("--max-actors", type=_positive, help="actors at most (default: what fits)")
-    add("--gpus-per-actor", type=_share, help="GPUs, or a fraction, of each actor (default: 1 where there are GPUs)")
-    add("--cpus-per-actor", type=_share, help="CPUs of each actor (default: the node's, shared out)")
-    add("--limit", type=_positive, help="only the first so many images")
+    count: dict[str, Any] = {"type": _positive, "metavar": "N"}
+    share: dict[str, Any] = {"type": _share, "metavar": "X"}
+    add("--batch-size", **count, help="images of one forward (default: 64 on a GPU, 2 on a CPU)")
+    add("--chunk-rows", **count, help="images of a chunk, the unit of loss (default: 1024 on a GPU, 64 on a CPU)")
+    add("--min-actors", **count, default=job.min_actors, help="actors from the start (default: %(default)s)")
+    add("--max-actors", **count, help="actors at most (default: what fits)")
+    add("--gpus-per-actor", **share, help="GPUs, or a fraction, of each actor (default: 1 where there are GPUs)")
+    add("--cpus-per-actor", **share, help="CPUs of each actor (default: the node's, shared out)")
+    add("--limit", **count, help="only the first so many images of the listing (default: all)")
     add("--dry-run", action="store_true", help="say what would be done, and do nothing")
     add(
         "--max-reject-rate",
         type=_rate,
+        metavar="X",
         default=job.max_reject_rate,
         help="rejected fraction above which the exit code is 3 (default: %(default)s)",
     )
-    add("--address", help="a running Ray cluster (default: $RAY_ADDRESS, else Ray is started on this machine)")
+    add(
+        "--address",
+        metavar="RAY",
+        help="a running Ray cluster (default: $RAY_ADDRESS, else Ray is started on this machine)",
+    )
     parser.set_defaults(run=run_extract)
 
 
@@ -90,9 +98,15 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def model_config(options: argparse.Namespace) -> ModelConfig:
-    """The ``[model]`` section that the options give."""
+    """The ``[model]`` section that the options give.
+
+    Raises:
+        UsageError: the weights are at a place that cannot be read yet.
+    """
     values = {name: getattr(options, name) for name in ("weights", "preset", "implementation", "precision")}
     model = ModelConfig(name=options.model, **values)
+    if scheme(model.weights):
+        raise UsageError(f"--weights {model.weights}: download it and give the file's path, on every node alike")
     if not model.weights.startswith("random:") and model.weights != "pretrained":
         # A worker's folder is not this one; the name must mean the same file to all.
         model = replace(model, weights=str(Path(model.weights).expanduser().absolute()))
@@ -103,14 +117,19 @@ def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser("embed", help="print or save the features of a few images, without Ray")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="a file, or s3://bucket/key")
     add_model_options(parser)
-    parser.add_argument("--format", choices=("json", "npy", "parquet"), default="json")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    parser.add_argument(
+        "--format",
+        choices=("json", "npy", "parquet"),
+        default="json",
+        help="of what comes out: 'npy' is the matrix alone (default: %(default)s)",
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where to (default: standard output)")
     parser.set_defaults(run=run_embed)
 
 
 def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("verify", help="check a dataset: complete, unique, finite, and right")
-    parser.add_argument("dest", metavar="DEST")
+    parser.add_argument("dest", metavar="DEST", help="a dataset: a folder, or s3://bucket/prefix")
     parser.add_argument(
         "--sample",
         type=_natural,
@@ -135,24 +154,27 @@ def run_extract(options: argparse.Namespace) -> int:
     if options.dry_run:
         from pipeline.dryrun import dry_run
 
-        dry_run(config, print)
-        return EXIT_OK
+        return EXIT_OK if dry_run(config, print) else EXIT_USAGE
     from pipeline.job import run_job
 
     stop = threading.Event()
     with _signals_set(stop, say):
         summary = run_job(config, stop=stop, say=say)
-    rate = summary.total_rejects / summary.total
+    rate = summary.total_rejects / max(1, summary.total)
+    dataset = config.dest.rstrip("/")
     code = EXIT_OK
     if not summary.complete:
-        say(f"interrupted; what is committed stays. Go on with the same command: raysight extract {config.source} …")
+        say("interrupted; what is committed stays. The same command goes on from there")
         code = EXIT_INTERRUPTED
     elif rate > config.job.max_reject_rate:
         say(
             f"{summary.total_rejects} of {summary.total} images were rejected ({rate:.1%}), more than"
-            f" --max-reject-rate {config.job.max_reject_rate:g}; see {config.dest.rstrip('/')}/rejects/"
+            f" --max-reject-rate {config.job.max_reject_rate:g}; see {dataset}/rejects/"
         )
         code = EXIT_REJECTS
+    else:
+        rejects = f", {summary.total_rejects:,} in {dataset}/rejects/" if summary.total_rejects else ""
+        say(f"complete: {summary.total - summary.total_rejects:,} rows in {dataset}/features/{rejects}")
     print(summary.line, flush=True)
     return code
 
@@ -185,6 +207,8 @@ def run_embed(options: argparse.Namespace) -> int:
 
     if options.output is None and options.format != "json" and sys.stdout.isatty():
         raise UsageError(f"--format {options.format} is binary: give --output FILE, or redirect")
+    if options.output is not None and not options.output.absolute().parent.is_dir():
+        raise UsageError(f"--output {options.output}: there is no folder {options.output.absolute().parent}")
     limits, storage = ImageLimits(), StorageConfig()
     extractor = load_extractor(model_config(options), limits)
     table = embed(extractor, options.images, limits, storage)
@@ -211,28 +235,35 @@ def _say_to_stderr(text: str) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    value = _number(text, int, "a positive whole number")
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
     return value
 
 
 def _natural(text: str) -> int:
-    value = int(text)
+    value = _number(text, int, "a whole number")
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")
     return value
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    value = _number(text, float, "a number")
     if not 0 <= value < 1e6:
         raise argparse.ArgumentTypeError(f"{text} is not a share of a machine")
     return value
 
 
 def _rate(text: str) -> float:
-    value = float(text)
+    value = _number(text, float, "a number")
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
+
+
+def _number(text: str, kind: type[_Number], what: str) -> _Number:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None

@@ -11,19 +11,32 @@ from pipeline.extractor import load_extractor
 from pipeline.job import settle_precision, shard_rows
 from pipeline.manifest import load_manifest
 from pipeline.plan import Plan
-from pipeline.source import list_images
+from pipeline.source import list_images, require_images
 from pipeline.storage import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from pipeline.budget import Budget
     from pipeline.config import Config
+    from pipeline.extractor import Extractor
+    from pipeline.manifest import Manifest
+    from pipeline.storage import Store
 
 
-def dry_run(config: Config, say: Callable[[str], None]) -> None:
-    """Prints the source, the model, the state of the destination, and who would get which CPUs."""
+def dry_run(config: Config, say: Callable[[str], None]) -> bool:
+    """Prints the source, the model, the state of the destination, and who would get which CPUs.
+
+    Returns:
+        whether the job would run; False when the destination refuses it.
+
+    Raises:
+        UsageError: the job would not start: as ``pipeline.job.run_job``.
+    """
     dest, source = open_store(config.dest, config.storage), open_store(config.source, config.storage)
-    address = cluster_address(config.address)
+    manifest = load_manifest(dest)
+    if manifest is None:
+        require_images(source)
     budget = make_budget(config.job, this_machine(), can_grow=False)
     extractor = load_extractor(settle_precision(config.model, dest, budget), config.limits)
     fingerprint = extractor.fingerprint
@@ -31,26 +44,46 @@ def dry_run(config: Config, say: Callable[[str], None]) -> None:
     say(f"transform    {fingerprint.transform}, {fingerprint.implementation}")
     say(f"outputs      {', '.join(fingerprint.outputs)}")
     say(f"fingerprint  {fingerprint.digest}")
-    existing = load_info(dest)
-    if existing is not None and (differences := existing.fingerprint.differences(fingerprint)):
-        say(f"dest         {dest.root} holds another fingerprint; the job would refuse:")
-        for line in differences:
-            say(f"             {line}")
-    manifest = load_manifest(dest)
     if manifest is None:
-        images = size = 0
-        for item in list_images(source, config.job.limit):
-            images += 1
-            size += item.size
-        rows = shard_rows(config.job.shard_rows, config.job.shard_bytes, extractor)
-        say(f"source       {source.root}: {images:,} images, {size / 2**20:,.1f} MiB")
-        say(f"dest         {dest.root}: new; about {-(-images // budget.chunk_rows):,} chunks of {budget.chunk_rows}")
-        say(f"             in {-(-images // rows):,} shard(s) of up to {rows:,} rows")
+        _describe_new(config, dest, source, extractor, budget, say)
     else:
         plan = Plan.survey(dest, manifest)
         say(f"source       {manifest.source}: {manifest.rows:,} images, as listed at {manifest.listed_at}")
         say(f"dest         {dest.root}: {plan.rows_done:,} images done, {plan.pending_chunks:,} chunks to do,")
         say(f"             {len(plan.sealed):,} of {len(manifest.shards):,} shards sealed")
+    if obstacles := list(_obstacles(config, dest, source, manifest, extractor)):
+        say("refused      the job would not write here:")
+        for line in obstacles:
+            say(f"             {line}")
+    _describe_ray(config, budget, say)
+    return not obstacles
+
+
+def _describe_new(
+    config: Config, dest: Store, source: Store, extractor: Extractor, budget: Budget, say: Callable[[str], None]
+) -> None:
+    images = size = 0
+    for item in list_images(source, config.job.limit):
+        images += 1
+        size += item.size
+    rows = shard_rows(config.job.shard_rows, config.job.shard_bytes, extractor)
+    say(f"source       {source.root}: {images:,} images, {size / 2**20:,.1f} MiB")
+    say(f"dest         {dest.root}: new; about {-(-images // budget.chunk_rows):,} chunk(s) of {budget.chunk_rows}")
+    say(f"             in {-(-images // rows):,} shard(s) of up to {rows:,} rows")
+
+
+def _obstacles(
+    config: Config, dest: Store, source: Store, manifest: Manifest | None, extractor: Extractor
+) -> Iterator[str]:
+    existing = load_info(dest)
+    if existing is not None:
+        yield from existing.fingerprint.differences(extractor.fingerprint)
+    if manifest is not None and (manifest.source, manifest.limit) != (source.root, config.job.limit):
+        yield f"source: {manifest.source} → {source.root}; limit: {manifest.limit} → {config.job.limit}"
+
+
+def _describe_ray(config: Config, budget: Budget, say: Callable[[str], None]) -> None:
+    address = cluster_address(config.address)
     if address is not None:
         say(f"ray          the cluster at {address}; its nodes decide the number of actors")
         return

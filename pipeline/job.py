@@ -19,7 +19,7 @@ from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.runlog import RunLog
 from pipeline.seal import clean_up, seal_shard
-from pipeline.source import list_images
+from pipeline.source import list_images, require_images
 from pipeline.storage import Store, open_store
 
 if TYPE_CHECKING:
@@ -87,6 +87,8 @@ def run_job(
     """
     stop = stop or threading.Event()
     dest, source = open_store(config.dest, config.storage), open_store(config.source, config.storage)
+    if load_manifest(dest) is None:
+        require_images(source)
     address = cluster_address(config.address)
     with ExitStack() as stack:
         if address is not None:
@@ -156,7 +158,7 @@ def ensure_manifest(
         limit=job.limit,
         progress=lambda rows: say(f"listed {rows:,} images"),
     )
-    say(f"{manifest.rows:,} images, {manifest.bytes / 2**20:,.1f} MiB, {manifest.chunks:,} chunks")
+    say(f"{manifest.rows:,} images, {manifest.bytes / 2**20:,.1f} MiB, {manifest.chunks:,} chunk(s)")
     return manifest
 
 

@@ -74,9 +74,13 @@ class Progress:
 
     def _line(self) -> str:
         done = self._skipped + self.rows
-        rate = self.images_per_second
         share = 100 * done / self._total if self._total else 100.0
-        left = f"ETA {_clock((self._total - done) / rate)}" if self.rows else "starting"
+        if not self.rows:
+            return (
+                f"{done:,}/{self._total:,} images ({share:.1f} %)  waiting for the first chunk, {self.elapsed_s:.0f} s"
+            )
+        rate = self.images_per_second
+        left = f"ETA {_clock((self._total - done) / rate)}" if done < self._total else f"in {_clock(self.elapsed_s)}"
         return (
             f"{done:,}/{self._total:,} images ({share:.1f} %)  {rate:,.1f} images/s  {left}  {self.rejects:,} rejects"
         )

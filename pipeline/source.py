@@ -6,6 +6,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from pipeline.decode import SUFFIXES
+from pipeline.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,3 +22,18 @@ def list_images(store: Store, limit: int | None = None) -> Iterator[ObjectInfo]:
     """
     images = (item for item in store.list_objects() if item.key.lower().endswith(SUFFIXES))
     return images if limit is None else islice(images, limit)
+
+
+def require_images(store: Store) -> None:
+    """Makes sure that there is something to extract, before anything is written or started.
+
+    Raises:
+        UsageError: the place does not exist, or no name there is an image's.
+        StorageError: the listing failed.
+    """
+    try:
+        first = next(iter(list_images(store)), None)
+    except NotFoundError as error:
+        raise UsageError(str(error)) from error
+    if first is None:
+        raise UsageError(f"{store.root} holds no image: no name there ends in {', '.join(SUFFIXES)}")

@@ -5,16 +5,24 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import NoReturn
 
 from pipeline import __version__
 from pipeline.bench.cli import add_commands as add_bench_command
-from pipeline.cli import EXIT_INTERRUPTED, EXIT_USAGE, add_commands
+from pipeline.cli import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, add_commands
 from pipeline.errors import RaysightError
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong; the usage of a command with twenty options would bury it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line, as documented in docs/commands.md."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="raysight", description="A bucket of images in, a Parquet dataset of features out, exactly once."
     )
     parser.add_argument("--version", action="version", version=f"raysight {__version__}")
@@ -38,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of our output went away; a later flush must not complain about it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_USAGE
+        return EXIT_ERROR
     return code
 
 
