@@ -1,0 +1,225 @@
+"""The command line: what it says, what it takes, and how it refuses."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pipeline.cli import model_config
+from pipeline.config import JobConfig, ModelConfig
+from serve.cli import build_parser, main
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SMALL = ("--model", "test_vit", "--weights", "random:0", "--precision", "fp32")
+
+
+def commands() -> Mapping[str, argparse.ArgumentParser]:
+    parser = build_parser()
+    (action,) = (item for item in parser._actions if isinstance(item, argparse._SubParsersAction))
+    return dict(action.choices)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, photographs: dict[str, bytes]) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("chelsea.png", "coffee.png", "rocket.jpg"):
+        (folder / name).write_bytes(photographs[name])
+    return folder
+
+
+def refused(*arguments: str | Path) -> int:
+    """The exit code, also where argparse raises it."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+
+
+@pytest.mark.parametrize("command", ["extract", "embed", "verify", "bench"])
+def test_each_command_is_listed_in_the_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help"])
+    assert exit_.value.code == 0
+    assert f"    {command} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", sorted(commands()))
+def test_the_help_of_a_command_explains_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main([command, "--help"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: raysight {command} ")
+    options = [action for action in commands()[command]._actions if action.option_strings]
+    assert [action.option_strings for action in options if not action.help] == []
+
+
+def test_extract_without_options_is_the_default_configuration() -> None:
+    options = build_parser().parse_args(["extract", "SOURCE", "DEST"])
+    offered = {item.name for item in fields(JobConfig)} & set(vars(options))
+    assert {name: getattr(options, name) for name in offered} == {name: getattr(JobConfig(), name) for name in offered}
+    assert {"batch_size", "chunk_rows", "min_actors", "max_actors", "gpus_per_actor", "cpus_per_actor"} < offered
+    assert model_config(options) == ModelConfig()
+
+
+def test_embed_takes_the_model_options_of_extract_with_the_same_defaults() -> None:
+    extract = build_parser().parse_args(["extract", "SOURCE", "DEST"])
+    embed = build_parser().parse_args(["embed", "IMAGE"])
+    assert model_config(embed) == model_config(extract)
+
+
+def test_a_relative_checkpoint_becomes_absolute_since_workers_have_other_folders() -> None:
+    options = build_parser().parse_args(["extract", "a", "b", "--weights", "weights.pth"])
+    assert model_config(options).weights == str(Path.cwd() / "weights.pth")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["extract", "photos"], "the following arguments are required: DEST"),
+        (["extract", "a", "b", "--nonsense"], "unrecognized arguments: --nonsense"),
+        (["extract", "a", "b", "--batch-size", "-1"], "-1 is not a positive whole number"),
+        (["extract", "a", "b", "--chunk-rows", "0"], "0 is not a positive whole number"),
+        (["extract", "a", "b", "--limit", "ten"], "'ten' is not a positive whole number"),
+        (["extract", "a", "b", "--cpus-per-actor", "-0.5"], "-0.5 is not a share of a machine"),
+        (["extract", "a", "b", "--gpus-per-actor", "nan"], "nan is not a share of a machine"),
+        (["extract", "a", "b", "--max-reject-rate", "1.5"], "1.5 is not between 0 and 1"),
+        (["extract", "a", "b", "--max-reject-rate", "many"], "'many' is not a number"),
+        (["extract", "a", "b", "--preset", "mine"], "invalid choice: 'mine'"),
+        (["verify", "b", "--sample", "-3"], "-3 is negative"),
+        (["extract", "gs://bucket/a", "b"], "the scheme gs:// is not supported"),
+        (["extract", "s3://", "b"], "the bucket is missing"),
+        (["extract", "a", "s3:///prefix"], "the bucket is missing"),
+        (["extract", "a", "b", "--weights", "s3://bucket/w.pth"], "give the file's path"),
+    ],
+)
+def test_bad_arguments_exit_2_and_say_why_in_one_line(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(*arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("raysight")
+    assert complaint in lines[0]
+
+
+def test_a_source_that_does_not_exist_is_refused_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused("extract", tmp_path / "nowhere", tmp_path / "out", *SMALL) == 2
+    assert f"there is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_without_images_is_refused_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "texts"
+    source.mkdir()
+    (source / "notes.txt").write_text("no picture")
+    assert refused("extract", source, tmp_path / "out", *SMALL) == 2
+    assert "holds no image" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--model", "vit_smal", "--weights", "random:0"], "has no model 'vit_smal'"),
+        (["--model", "test_vit", "--weights", "random:seed"], "must be a whole number"),
+        (["--model", "test_vit", "--weights", "nowhere.safetensors"], "there is no such file"),
+        (["--model", "test_vit", "--weights", "weights.onnx"], "a file ending in"),
+    ],
+)
+def test_a_model_or_weights_that_do_not_exist_exit_2(
+    photos: Path, tmp_path: Path, options: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused("extract", photos, tmp_path / "out", *options, "--dry-run") == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_verify_of_a_place_without_dataset_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused("verify", tmp_path) == 2
+    assert "holds no raysight dataset" in capsys.readouterr().err
+
+
+def test_dry_run_prints_the_plan_writes_nothing_and_never_imports_ray(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    script = (
+        "import sys; from serve.cli import main; code = main(sys.argv[1:]);"
+        " sys.exit(code if 'ray' not in sys.modules else 'ray was imported')"
+    )
+    arguments = ("extract", photos, out, *SMALL, "--dry-run", "--chunk-rows", "2")
+    finished = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=Path(__file__).parents[1],
+    )
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert f"source       {photos}/: 3 images" in finished.stdout
+    assert f"dest         {out}/: new; about 2 chunk(s) of 2" in finished.stdout
+    assert "model        test_vit, fp32" in finished.stdout
+    assert "embedding: float32[" in finished.stdout
+    assert not out.exists()
+
+
+def test_dry_run_of_a_job_that_would_be_refused_says_so_and_exits_2(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    write_description(out, photos)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert refused("extract", photos, out, *SMALL, "--implementation", "reference", "--dry-run") == 2
+    assert "implementation: fast → reference" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def write_description(out: Path, photos: Path) -> None:
+    """What a job with the options ``SMALL`` writes before its listing."""
+    from pipeline.config import ImageLimits, StorageConfig
+    from pipeline.dataset import agree_on
+    from pipeline.extractor import load_extractor
+    from pipeline.storage import open_store
+
+    options: Any = build_parser().parse_args(["extract", str(photos), str(out), *SMALL])
+    model = model_config(options)
+    agree_on(open_store(str(out), StorageConfig()), load_extractor(model, ImageLimits()).fingerprint, model)
+
+
+def test_embed_prints_json_with_the_features_and_the_fingerprint(
+    photos: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    assert refused("embed", photos / "chelsea.png", *SMALL) == 0
+    answer = json.loads(capfdbinary.readouterr().out)
+    (image,) = answer["images"]
+    assert (image["uri"], image["width"], image["height"]) == (str(photos / "chelsea.png"), 451, 300)
+    assert len(image["embedding"]) > 1
+    assert len(answer["fingerprint"]) == 16
+
+
+def test_embed_exits_1_when_an_image_is_rejected_and_says_which(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff but no more")
+    assert refused("embed", photos / "broken.jpg", *SMALL) == 1
+    assert f"{photos / 'broken.jpg'}: " in capsys.readouterr().err
+
+
+def test_embed_into_a_folder_that_does_not_exist_is_refused_before_the_work(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused("embed", photos / "chelsea.png", *SMALL, "--output", tmp_path / "nowhere" / "out.json") == 2
+    assert "there is no folder" in capsys.readouterr().err
