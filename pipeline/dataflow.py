@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.actor import ChunkResult, ChunkWorker, WorkerConfig
 from pipeline.budget import READ_CPUS
 from pipeline.errors import RaysightError, UnavailableError, UsageError
+from pipeline.raystats import ForgetBlockStats
 from pipeline.read import read_chunks
 from pipeline.seal import seal_shard
 from pipeline.storage import open_store
@@ -203,6 +204,7 @@ def build_dataset(spec: JobSpec, source: ChunkSource, coordinator: Any) -> ray.d
     context.execution_no_progress_timeout_s = -1  # a wait for spot nodes is legitimate; the job reports it
     context.max_consecutive_actor_init_deaths = _INIT_DEATHS
     context.actor_task_retry_on_errors = [UnavailableError]
+    context.custom_execution_callback_classes = [ForgetBlockStats]
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     with ray.data.DataContext.current(context):
         return ray.data.read_datasource(
