@@ -8,6 +8,7 @@ there). Ray workers reach it through :meth:`S3Server.environment`. A helper of a
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote
 
@@ -31,6 +33,12 @@ if TYPE_CHECKING:
 
 _START_S = 60.0
 
+_STATUS = {
+    "ExpiredToken": "400 Bad Request",
+    "InvalidAccessKeyId": "403 Forbidden",
+    "NoSuchBucket": "404 Not Found",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Faults:
@@ -42,7 +50,9 @@ class Faults:
         slow_down: key → how many of the next GETs are answered 503 SlowDown.
         no_conditional_puts: PUTs with a condition are answered 501, as some stores do.
         no_signatures: signed requests are answered 403, so that only anonymous ones get through.
+        cut_off: key → how many of the next GETs break off in the middle of the body.
         failing: every request is answered 500.
+        refusing: every request is answered with this error code, and the status that S3 gives it.
         delay_s: seconds before every answer.
         fail_puts_after: only so many PUTs and deletions go through, the others are answered 500; None is all.
     """
@@ -52,7 +62,9 @@ class Faults:
     slow_down: Mapping[str, int] = field(default_factory=dict)
     no_conditional_puts: bool = False
     no_signatures: bool = False
+    cut_off: Mapping[str, int] = field(default_factory=dict)
     failing: bool = False
+    refusing: str | None = None
     delay_s: float = 0.0
     fail_puts_after: int | None = None
 
@@ -193,6 +205,7 @@ class FaultLayer:
     def _reset(self, values: dict[str, Any]) -> None:
         self._faults = Faults(**values)
         self._slow_down = dict(self._faults.slow_down)
+        self._cut_off = dict(self._faults.cut_off)
         self._counts: Counter[str] = Counter()
         self._puts = 0
         self._connections: set[str] = set()
@@ -206,9 +219,13 @@ class FaultLayer:
             self._counts[f"{environ['REQUEST_METHOD']} {bucket}/{key}"] += 1
             self._connections.add(f"{environ['REMOTE_ADDR']}:{environ['REMOTE_PORT']}")
             fault = self._judge(environ, key, query)
+            cut_off = environ["REQUEST_METHOD"] == "GET" and self._cut_off.get(key, 0) > 0
+            if cut_off:
+                self._cut_off[key] -= 1
         time.sleep(self._faults.delay_s)
         if fault is None:
-            return self._app(environ, start_response)
+            answer = self._app(environ, start_response)
+            return _half(answer, environ["werkzeug.socket"]) if cut_off else answer
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))  # else the connection is out of step
         status, code = fault
         body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>a fault of the test</Message></Error>"
@@ -218,6 +235,8 @@ class FaultLayer:
         faults, method = self._faults, environ["REQUEST_METHOD"]
         if faults.failing:
             return "500 Internal Server Error", "InternalError"
+        if faults.refusing:
+            return _STATUS[faults.refusing], faults.refusing
         if faults.no_signatures and "HTTP_AUTHORIZATION" in environ:
             return "403 Forbidden", "AccessDenied"
         if method == "PUT" and faults.no_conditional_puts and "HTTP_IF_NONE_MATCH" in environ:
@@ -245,6 +264,13 @@ class FaultLayer:
         return _answer(start_response, "200 OK", "application/json", body)
 
 
+def _half(answer: Any, connection: socket.socket) -> Iterator[bytes]:
+    """Half of a body; then the connection breaks."""
+    body = b"".join(answer)
+    yield body[: len(body) // 2]
+    connection.shutdown(socket.SHUT_RDWR)
+
+
 def _answer(start_response: Callable[..., Any], status: str, content_type: str, body: str) -> list[bytes]:
     data = body.encode()
     start_response(status, [("Content-Type", content_type), ("Content-Length", str(len(data)))])
@@ -266,8 +292,31 @@ def serve() -> None:
         os._exit(0)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
+
+    class Handler(MotoRequestHandler):
+        """Keeps connections open after a GET, as every store does; werkzeug's own way closes each one."""
+
+        def run_wsgi(self) -> None:
+            if self.command != "GET":
+                super().run_wsgi()
+                return
+            head: list[Any] = []
+            body = self.server.app(self.make_environ(), lambda *values: head.extend(values))
+            parts = iter([b"".join(body)] if isinstance(body, list) else body)
+            first = next(parts, b"")
+            status, headers = head[:2]
+            self.send_response(int(status.split()[0]))
+            for name, value in headers:
+                self.send_header(name, value)
+            if not any(name.lower() == "content-length" for name, _ in headers):
+                self.send_header("Connection", "close")
+            self.end_headers()
+            for part in chain([first], parts):
+                self.wfile.write(part)
+            self.wfile.flush()
+
     app = FaultLayer(DomainDispatcherApplication(create_backend_app))
-    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=MotoRequestHandler)
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Handler)
     print(server.server_port, flush=True)
     server.serve_forever()
 
