@@ -1,18 +1,15 @@
 """The Ray Data graph of a job: pending chunks → read tasks → autoscaling actor pool → small result rows.
 
-Together with ``pipeline.cluster`` the only module that imports ray. Pixels never cross the object store: encoded
-bytes go to the actor, and figures come back.
+Pixels never cross the object store: encoded bytes go to the actor, and figures come back.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import os
 import queue
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -21,54 +18,31 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.actor import ChunkResult, ChunkWorker, WorkerConfig
+from pipeline.actor import ChunkResult
 from pipeline.budget import READ_CPUS
-from pipeline.errors import RaysightError, UnavailableError, UsageError
+from pipeline.errors import RaysightError, UnavailableError
 from pipeline.raystats import ForgetBlockStats
 from pipeline.read import read_chunks
 from pipeline.seal import seal_shard
 from pipeline.storage import open_store
+from pipeline.worker import Coordinator, ExtractActor, JobSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import numpy as np
-    import pyarrow as pa
     from numpy.typing import NDArray
 
-    from pipeline.budget import Budget
     from pipeline.config import Config
-    from pipeline.extractor import Extractor
     from pipeline.fingerprint import Fingerprint
 
-    ExtractorFactory = Callable[[], Extractor]
     Pending = Sequence[tuple[int, NDArray[np.intp]]]
 
 _CALLS_PER_ACTOR = 2  # one decodes or commits while the other holds the device
 _TASKS_PER_ACTOR = 4  # Ray Data grows the pool only when queued calls exceed 1.75 × concurrent ones
 _INIT_DEATHS = 10  # actors that may die while loading, in a row, before the job gives up (spot losses)
 _CHUNKS_PER_READ_TASK = 16
-_DEVICE_ERROR_EXIT = 70  # EX_SOFTWARE of sysexits.h
-_COORDINATOR_S = 30.0  # seconds a worker waits for the coordinator before it goes on without
 _POLL_S = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class JobSpec:
-    """What a worker needs to know. Names and numbers only: constructor arguments that live in Ray's object store
-    would be lost with it, and an actor could not restart.
-
-    Attributes:
-        config: the run.
-        budget: what Ray was asked for.
-        fingerprint: that the extractor of every actor must have.
-        factory: makes the extractor.
-    """
-
-    config: Config
-    budget: Budget
-    fingerprint: Fingerprint
-    factory: ExtractorFactory
 
 
 class ChunkSource(Datasource):  # type: ignore[misc]  # ray ships no types
@@ -109,90 +83,6 @@ class ChunkSource(Datasource):  # type: ignore[misc]  # ray ships no types
             )
             for shard, chunks in self._tasks
         ]
-
-
-class Coordinator:
-    """Knows which chunks are in flight, how often each was begun, and whether the job is stopping."""
-
-    def __init__(self) -> None:
-        self._attempts: dict[tuple[int, int], int] = {}
-        self._ended = 0
-        self._stopping = False
-
-    def begin(self, shard: int, chunk: int) -> tuple[int, bool]:
-        """The number of this attempt, from 1, and whether to leave the chunk alone because the job stops."""
-        if self._stopping:
-            return 0, True
-        self._attempts[shard, chunk] = self._attempts.get((shard, chunk), 0) + 1
-        return self._attempts[shard, chunk], False
-
-    def end(self, shard: int, chunk: int) -> None:
-        """The chunk is committed."""
-        self._attempts.pop((shard, chunk), None)
-        self._ended += 1
-
-    def stop(self) -> None:
-        """No chunk is begun from now on."""
-        self._stopping = True
-
-    def drained(self, seen: int) -> bool:
-        """Whether no chunk is in flight any more and the driver has seen the result of each that was."""
-        return not self._attempts and seen >= self._ended
-
-
-class ExtractActor:
-    """The class that Ray Data makes actors of: a thin shell around :class:`pipeline.actor.ChunkWorker`."""
-
-    def __init__(self, spec: JobSpec, coordinator: Any) -> None:
-        budget, config = spec.budget, spec.config
-        import torch  # not at the top: read and seal workers have no use for it
-
-        self._device_error: type[BaseException] = torch.AcceleratorError
-        torch.set_num_threads(budget.threads)  # Ray sets OMP_NUM_THREADS from the CPUs it was asked for
-        extractor = spec.factory()
-        if differences := spec.fingerprint.differences(extractor.fingerprint):
-            raise UsageError(f"this worker's extractor is not the job's: {'; '.join(differences)}")
-        self._grace = config.job.grace_s
-        self._attempts = 1 + config.job.task_retries
-        self._coordinator = coordinator
-        self._worker = ChunkWorker(
-            extractor,
-            open_store(config.dest, config.storage),
-            WorkerConfig(
-                batch_size=budget.batch_size,
-                decode_threads=budget.decode_threads,
-                decode_timeout_s=config.job.decode_timeout_s,
-                poison_attempts=config.job.poison_attempts,
-            ),
-        )
-
-    def __call__(self, row: pa.Table) -> pa.Table:
-        shard, chunk = row["shard"][0].as_py(), row["chunk"][0].as_py()
-        attempt, stopping = self._ask(self._coordinator.begin, shard, chunk, otherwise=(1, False))
-        if stopping:
-            # Holding the place keeps Ray from fetching more; the driver ends the job once nothing is in flight.
-            time.sleep(self._grace)
-            raise RaysightError("the job was stopped")
-        if attempt > self._attempts:
-            # Ray Data itself would retry without end.
-            raise RaysightError(f"chunk {shard}/{chunk} was begun {self._attempts} times and never committed")
-        try:
-            result = self._worker.process(row, attempt)
-        except self._device_error:
-            # A sticky device error: this process can do nothing more. Ray starts another and retries the chunk.
-            logging.getLogger(__name__).exception("device error; ending this worker")
-            os._exit(_DEVICE_ERROR_EXIT)
-        self._ask(self._coordinator.end, shard, chunk, otherwise=None)
-        return result.to_table()
-
-    @staticmethod
-    def _ask(method: Any, shard: int, chunk: int, otherwise: Any) -> Any:
-        """Calls the coordinator. Its node may die; it starts anew without memory, and the work goes on meanwhile."""
-        try:
-            return ray.get(method.remote(shard, chunk), timeout=_COORDINATOR_S)
-        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-            logging.getLogger(__name__).warning("the coordinator does not answer", exc_info=True)
-            return otherwise
 
 
 def build_dataset(spec: JobSpec, source: ChunkSource, coordinator: Any) -> ray.data.Dataset:

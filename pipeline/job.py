@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.config import Config, ModelConfig
-    from pipeline.dataflow import JobSpec, Sealer
+    from pipeline.dataflow import Sealer
     from pipeline.fingerprint import Fingerprint
+    from pipeline.worker import JobSpec
 
 _STALL_S = 60.0
 """Seconds without a result after which the job says what the cluster has free."""
@@ -192,10 +193,11 @@ class _Run:
         self._log = RunLog(manifest, fingerprint, skipped=self._skipped)
 
     def extract(self, budget: Budget, make: Callable[[], Extractor], stop: threading.Event) -> None:
-        from pipeline import dataflow  # imports ray, which a finished dataset does not need
+        from pipeline.dataflow import Sealer  # imports ray, which a finished dataset does not need
+        from pipeline.worker import JobSpec
 
-        spec = dataflow.JobSpec(self._config, budget, self._fingerprint, make)
-        sealer = dataflow.Sealer(self._config, self._fingerprint)
+        spec = JobSpec(self._config, budget, self._fingerprint, make)
+        sealer = Sealer(self._config, self._fingerprint)
         for shard in self._plan.sealable():
             sealer.submit(shard, self._manifest.shards[shard].chunks)
         for _ in range(self._config.job.max_passes):

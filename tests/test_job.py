@@ -237,3 +237,33 @@ def test_more_actors_than_fit_are_scaled_down_and_the_job_runs(tmp_path: Path, c
     assert code == 0, output
     assert "--max-actors 64 scaled down to" in output
     assert len(jobs.features(tmp_path / "out")) == 16
+
+
+def test_a_commit_that_arrives_after_the_reruns_listing_changes_nothing(
+    tmp_path: Path, corpus: Path, undisturbed: tuple[Path, str]
+) -> None:
+    dest = tmp_path / "out"
+    settings = {"factory": "slow", "job": SMALL}
+    process = jobs.start("extract", corpus, dest, *jobs.MODEL, settings=settings)
+    jobs.until(lambda: len(jobs.chunks(dest)) >= 2, process, "two committed chunks")
+    jobs.kill_tree(process)
+    process.communicate()
+    late = jobs.chunks(dest)[-1]
+    content = late.read_bytes()
+    late.unlink()  # as if its PUT were still on the way
+
+    process = jobs.start("extract", corpus, dest, *jobs.MODEL, settings=settings)
+    jobs.until(lambda: jobs.workers(process, "ray::MapWorker"), process, "an actor, so after the listing")
+    late.write_bytes(content)
+    code, output = jobs.finish(process)
+    assert code == 0, output
+    late.parent.mkdir(parents=True, exist_ok=True)
+    late.write_bytes(content)  # and once more, when its shard is sealed
+
+    jobs.assert_same(jobs.features(dest), jobs.features(undisturbed[0]))
+    code, output = jobs.run("verify", dest, "--sample", "2")
+    assert code == 0, output
+    code, output = jobs.run("extract", corpus, dest, *jobs.MODEL, settings=settings)
+    assert (code, jobs.last_line(output)["rows"]) == (0, 0)
+    assert not jobs.chunks(dest)
+    jobs.assert_same(jobs.features(dest), jobs.features(undisturbed[0]))

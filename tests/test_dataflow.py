@@ -1,0 +1,149 @@
+"""The Ray Data graph itself: its operators, its blocks, and what the coordinator knows."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import jobs
+import numpy as np
+import pytest
+
+from pipeline.budget import make_budget
+from pipeline.cluster import Node, local_ray
+from pipeline.config import Config, ImageLimits, JobConfig, ModelConfig, StorageConfig
+from pipeline.errors import RaysightError, StorageError, UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from pipeline.worker import JobSpec
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
+
+MODEL = ModelConfig(name="test_vit", weights="random:0", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def ray_on_two_cpus() -> Iterator[None]:
+    with local_ray(2):
+        yield
+
+
+@pytest.fixture
+def spec(tmp_path: Path, photographs: Mapping[str, bytes]) -> JobSpec:
+    """A job over 40 images in chunks of four, whose manifest is written."""
+    from functools import partial
+
+    from pipeline.extractor import load_extractor
+    from pipeline.manifest import Cut, write_manifest
+    from pipeline.source import list_images
+    from pipeline.storage import open_store
+    from pipeline.worker import JobSpec
+
+    jobs.write_corpus(tmp_path / "photos", photographs, 40)
+    config = Config(
+        str(tmp_path / "photos"), str(tmp_path / "out"), model=MODEL, job=JobConfig(max_actors=1, grace_s=20.0)
+    )
+    source, dest = open_store(config.source, StorageConfig()), open_store(config.dest, StorageConfig())
+    write_manifest(dest, source.root, list_images(source), source.uri, Cut(4, 1 << 20, 1000))
+    factory = partial(load_extractor, MODEL, ImageLimits())
+    budget = make_budget(config.job, [Node(2, 0, 8 << 30)], can_grow=False)
+    return JobSpec(config, budget, factory().fingerprint, factory)
+
+
+def test_reads_and_actors_do_not_fuse_and_every_chunk_is_a_block(ray_on_two_cpus: None, spec: JobSpec) -> None:
+    import ray
+
+    from pipeline.dataflow import ChunkSource, build_dataset
+    from pipeline.worker import Coordinator
+
+    coordinator = ray.remote(Coordinator).options(num_cpus=0).remote()
+    source = ChunkSource(spec, [(0, np.arange(10))])
+    dataset = build_dataset(spec, source, coordinator).materialize()
+    stats = dataset.stats()
+    assert "Operator 1 ReadChunks" in stats
+    assert "Operator 2 MapBatches(ExtractActor)" in stats
+    assert "Operator 3" not in stats
+    assert dataset.num_blocks() == 10
+    assert sorted(row["chunk"] for row in dataset.take_all()) == list(range(10))
+
+
+def test_results_come_back_one_for_each_chunk(ray_on_two_cpus: None, spec: JobSpec, tmp_path: Path) -> None:
+    from pipeline.dataflow import run_chunks
+
+    results = [item for item in run_chunks(spec, [(0, np.array([1, 3, 9]))], threading.Event()) if item]
+    assert sorted((item.shard, item.chunk, item.rows, item.attempt) for item in results) == [
+        (0, 1, 4, 1),
+        (0, 3, 4, 1),
+        (0, 9, 4, 1),
+    ]
+    assert [path.name for path in jobs.chunks(tmp_path / "out")] == ["00001.parquet", "00003.parquet", "00009.parquet"]
+
+
+def test_a_worker_with_another_extractor_ends_the_job_with_the_differences(
+    ray_on_two_cpus: None, spec: JobSpec
+) -> None:
+    from dataclasses import replace
+
+    from pipeline.dataflow import run_chunks
+
+    other = replace(spec, fingerprint=replace(spec.fingerprint, precision="bf16"))
+    with pytest.raises(UsageError, match="precision: bf16 → fp32"):
+        list(run_chunks(other, [(0, np.array([0]))], threading.Event()))
+
+
+def test_read_tasks_hold_every_pending_chunk_once(spec: JobSpec) -> None:
+    from pipeline.dataflow import ChunkSource
+
+    pending = [(0, np.arange(5)), (7, np.arange(1000, 3000))]
+    tasks = ChunkSource(spec, pending).get_read_tasks(1)
+    assert sum(task.metadata.num_rows for task in tasks) == 2005
+    found = [(task.read_fn.args[1], chunk) for task in tasks for chunk in task.read_fn.args[2]]
+    assert found == [(shard, int(chunk)) for shard, chunks in pending for chunk in chunks]
+
+
+def test_the_coordinator_counts_attempts_until_a_chunk_is_committed() -> None:
+    from pipeline.worker import Coordinator
+
+    coordinator = Coordinator()
+    assert [coordinator.begin(0, 1) for _ in range(3)] == [(1, False), (2, False), (3, False)]
+    assert coordinator.begin(0, 2) == (1, False)
+    coordinator.end(0, 1)
+    assert coordinator.begin(0, 1) == (1, False)
+
+
+def test_a_stopped_coordinator_begins_nothing_and_is_drained_when_all_results_were_seen() -> None:
+    from pipeline.worker import Coordinator
+
+    coordinator = Coordinator()
+    coordinator.begin(0, 1)
+    coordinator.stop()
+    assert coordinator.begin(0, 2) == (0, True)
+    assert not coordinator.drained(0)
+    coordinator.end(0, 1)
+    assert not coordinator.drained(0)
+    assert coordinator.drained(1)
+
+
+def test_our_own_error_is_found_below_rays_wrappers() -> None:
+    from ray.exceptions import RayTaskError
+
+    from pipeline.dataflow import _explain
+
+    wrapped = RayTaskError("read", "Traceback …", UnavailableError("the store is down")).as_instanceof_cause()
+    found = _explain(wrapped)
+    assert type(found) is UnavailableError
+    assert isinstance(found, StorageError)
+    assert str(found) == "the store is down"
+
+
+def test_a_foreign_error_is_named_with_its_last_line() -> None:
+    from pipeline.dataflow import _explain
+
+    error = RuntimeError("outer")
+    error.__cause__ = OSError("first\nlast")
+    found = _explain(error)
+    assert type(found) is RaysightError
+    assert "OSError: last" in str(found)
