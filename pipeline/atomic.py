@@ -15,7 +15,7 @@ from pipeline.errors import UnsupportedError
 PARTIAL = ".raysight-partial-"
 """How the name of a file begins until it is whole."""
 
-_FOLDER_ATTEMPTS = 8
+_FOLDER_ATTEMPTS = 100
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -58,9 +58,10 @@ def write(target: Path, content: bytes | Path, *, replace: bool) -> bool:
 def _create(partial: Path) -> BinaryIO:
     """Opens a new file, in a folder that somebody may just be deleting because it was empty."""
     for _ in range(_FOLDER_ATTEMPTS):
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            partial.parent.mkdir(parents=True, exist_ok=True)
             return partial.open("xb")
+    partial.parent.mkdir(parents=True, exist_ok=True)
     return partial.open("xb")
 
 
