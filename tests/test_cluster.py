@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from typing import TYPE_CHECKING
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING
 import jobs
 import psutil
 import pytest
+
+from pipeline.cluster import _announcement_dropped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -88,9 +91,7 @@ def test_a_node_that_dies_in_the_middle_loses_nothing(
     assert jobs.features(dest).keys() == {str(path) for path in corpus.rglob("*.jpg")}
 
 
-def test_the_pool_grows_when_nodes_come(
-    cluster: Cluster, token: dict[str, str], corpus: Path, tmp_path: Path
-) -> None:
+def test_the_pool_grows_when_nodes_come(cluster: Cluster, token: dict[str, str], corpus: Path, tmp_path: Path) -> None:
     cluster.add_node(node_ip_address=WORKER_ADDRESSES[0], **NODE)
     dest = tmp_path / "out"
     process = jobs.start(
@@ -138,3 +139,16 @@ def test_an_address_where_nobody_answers_is_a_clear_error(corpus: Path, tmp_path
     code, output = jobs.run("extract", corpus, tmp_path / "out", *jobs.MODEL, *options)
     assert code == 1
     assert output == "raysight: --address 127.0.0.1:1: cannot reach this Ray cluster: [Errno 111] Connection refused\n"
+
+
+@pytest.mark.parametrize("broken_off", [False, True])
+def test_what_stands_on_stderr_while_ray_starts_is_passed_on_but_for_its_announcement(
+    capfd: pytest.CaptureFixture[str], broken_off: bool
+) -> None:
+    with contextlib.suppress(ConnectionError), _announcement_dropped():
+        os.write(2, b"[I 1] Set ray log level from environment variable RAY_BACKEND_LOG_LEVEL to 3\n")
+        os.write(2, b"something is wrong\n")
+        if broken_off:
+            raise ConnectionError
+    os.write(2, b"afterwards\n")
+    assert capfd.readouterr().err == "something is wrong\nafterwards\n"
