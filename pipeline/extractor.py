@@ -46,7 +46,7 @@ class Extractor:
         self.outputs = tuple(outputs)
         self.device = device
         self._dtype = dtype
-        self._model = model.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        self._model = models.cast(model.to(device), dtype).to(memory_format=torch.channels_last)
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(preprocessor.config.mean, device=device).view(shape)
         self._std = torch.tensor(preprocessor.config.std, device=device).view(shape)

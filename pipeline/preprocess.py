@@ -188,17 +188,25 @@ class Preprocessor:
             new_width, new_height = shorter, int(shorter * height / width)
         else:
             new_width, new_height = int(shorter * width / height), shorter
-        if new_width < config.width or new_height < config.height:  # crop_pct above 1: the crop pads
+        # Where the crop pads, or where Pillow resizes the height first (it does so for tall images that shrink; the
+        # rounding between the passes then differs in every pixel), the numbers are Pillow's own.
+        pads = new_width < config.width or new_height < config.height
+        if pads or (height > 2 * width and new_height < height):
             return self._timm(Image.fromarray(pixels))
         top, left = round((new_height - config.height) / 2), round((new_width - config.width) / 2)
         rows, out_rows, skip_rows = aligned_box(height, new_height, top, config.height)
         columns, out_columns, skip_columns = aligned_box(width, new_width, left, config.width)
         if out_rows * out_columns > _WASTE * config.height * config.width:
             # A strip without a usable alignment. Pillow takes fractional boxes, at a third of the speed.
-            down, across = height / new_height, width / new_width
-            box = (left * across, top * down, (left + config.width) * across, (top + config.height) * down)
+            across, down = width / new_width, height / new_height
             filter_ = Image.Resampling[config.interpolation.upper()]
-            return np.array(Image.fromarray(pixels).resize((config.width, config.height), filter_, box=box))
+            image = Image.fromarray(pixels).resize(
+                (config.width, height), filter_, box=(left * across, 0, (left + config.width) * across, height)
+            )
+            image = image.resize(
+                (config.width, config.height), filter_, box=(0, top * down, config.width, (top + config.height) * down)
+            )
+            return np.array(image)
         source = torch.from_numpy(pixels[rows, columns]).permute(2, 0, 1).unsqueeze(0)
         resized = interpolate(
             source, size=(out_rows, out_columns), mode=config.interpolation, antialias=True, align_corners=False

@@ -135,18 +135,19 @@ def test_fast_is_close_to_reference_at_any_size(
     data = lossless(rocket.crop((left, top, left + width, top + height)))
     config = replace(CENTER, height=side, width=side, crop_pct=crop_pct, interpolation=interpolation)
     difference = np.abs(prepare(config, data, "fast") - prepare(config, data, "reference"))
-    # Two passes, rounded in between: where the implementations order them differently, most pixels may be a level off.
-    # In strips, which are resized by a fractional box, the overshoot clipped in between is another as well.
-    strip = max(width, height) > 3.5 * min(width, height)
-    assert difference.max() <= (32 if strip else 2)
-    assert difference.mean() < 0.5
+    assert difference.max() <= 2
+    assert difference.mean() < 0.05  # a pass in another order would make it 0.2: it rounds in between
 
 
-@pytest.mark.parametrize("size", [(3000, 40), (40, 3000), (1, 1), (2, 1), (1, 300), (224, 224), (256, 256), (225, 223)])
+@pytest.mark.parametrize(
+    "size",
+    [(3000, 40), (40, 3000), (1, 1), (2, 1), (1, 300), (600, 1300), (1300, 600), (224, 224), (256, 256), (225, 223)],
+)
 def test_extreme_sizes_come_out_like_timms(size: tuple[int, int], rocket: Image.Image) -> None:
     data = lossless(rocket.resize(size))
     difference = np.abs(prepare(CENTER, data, "fast") - prepare(CENTER, data, "reference"))
-    assert difference.mean() < 0.5
+    assert difference.max() <= 2
+    assert difference.mean() < 0.05
 
 
 @pytest.mark.parametrize(
