@@ -29,18 +29,16 @@ _SAMPLE_S = 0.25
 
 
 class _Timeline(Progress):
-    """Notes when each result came."""
+    """Notes when the first result came, and the last seal."""
 
     def __init__(self, total: int, done: int) -> None:
         super().__init__(total, done, io.StringIO())
         self.sealed = 0.0
-        self.times: list[float] = []
-        self.counts: list[int] = []
+        self.first: tuple[float, int] | None = None
 
     def add(self, rows: int, rejects: int) -> None:
         super().add(rows, rejects)
-        self.times.append(time.monotonic())
-        self.counts.append(self.rows)
+        self.first = self.first or (time.monotonic(), self.rows)
 
     def finish(self) -> None:
         """The job calls this once all is sealed."""
@@ -62,8 +60,9 @@ def run(
 
     Returns:
         ``images``; ``whole``: images/s from the call to its return, Ray's start and stop included; ``steady``:
-        images/s from the first committed chunk to the last seal; ``first_s`` and ``whole_s``: seconds
-        to the first chunk and in all; ``memory``: pairs of (images done, resident MiB of the driver), sampled.
+        images/s from the first committed chunk to the last seal (``whole`` where one chunk is all); ``first_s`` and
+        ``whole_s``: seconds to the first chunk and in all; ``memory``: pairs of (images done, resident MiB of the
+        driver), sampled.
     """
     shutil.rmtree(dest, ignore_errors=True)
     Path(dest).mkdir(parents=True)
@@ -84,12 +83,13 @@ def run(
     sampler.join()
     timeline = timelines[0]
     assert summary.complete, "the job did not end"
-    first, warm = timeline.times[0], timeline.counts[0]
+    assert timeline.first is not None, "the job had nothing to do"
+    (first, warm), whole = timeline.first, summary.rows / (end - start)
     return {
         "images": summary.rows,
         "rejects": summary.rejects,
-        "whole": summary.rows / (end - start),
-        "steady": (timeline.counts[-1] - warm) / (timeline.sealed - first),
+        "whole": whole,
+        "steady": (summary.rows - warm) / (timeline.sealed - first) if summary.rows > warm else whole,
         "first_s": first - start,
         "whole_s": end - start,
         "memory": samples,

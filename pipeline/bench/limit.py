@@ -17,8 +17,11 @@ from pipeline.config import ImageLimits, ModelConfig
 from pipeline.preprocess import Preprocessor, resolve_preset
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from multiprocessing.queues import SimpleQueue
     from multiprocessing.synchronize import Barrier
+
+    from pipeline.preprocess import Prepared
 
 _DISTINCT = 300
 _WARM_UP = 50
@@ -28,11 +31,11 @@ def threads(source: str, images: int) -> dict[str, Any]:
     """A thread a core. Returns ``steady``: images/s."""
     torch.set_num_threads(1)
     cores = len(os.sched_getaffinity(0))
-    data, preprocessor = _load(source, images), _preprocessor()
+    data, prepare = _load(source, images), preprocessor().prepare
     with ThreadPoolExecutor(cores) as pool:
-        list(pool.map(preprocessor.prepare, data[:_WARM_UP]))
+        list(pool.map(prepare, data[:_WARM_UP]))
         start = time.monotonic()
-        list(pool.map(lambda part: _loop(preprocessor, data, part), [images // cores] * cores))
+        list(pool.map(lambda part: _loop(prepare, data, part), [images // cores] * cores))
         seconds = time.monotonic() - start
     return {"steady": images // cores * cores / seconds}
 
@@ -58,11 +61,11 @@ def processes(source: str, images: int) -> dict[str, Any]:
 
 def _timed_loop(source: str, images: int, barrier: Barrier, spans: SimpleQueue[tuple[float, float]]) -> None:
     torch.set_num_threads(1)
-    data, preprocessor = _load(source, images), _preprocessor()
-    _loop(preprocessor, data, min(_WARM_UP, images))
+    data, prepare = _load(source, images), preprocessor().prepare
+    _loop(prepare, data, min(_WARM_UP, images))
     barrier.wait()
     start = time.monotonic()  # one clock for all processes of a Linux machine
-    _loop(preprocessor, data, images)
+    _loop(prepare, data, images)
     spans.put((start, time.monotonic()))
 
 
@@ -70,11 +73,12 @@ def _load(source: str, images: int) -> list[bytes]:
     return [path.read_bytes() for path in islice(sorted(Path(source).iterdir()), min(images, _DISTINCT))]
 
 
-def _preprocessor() -> Preprocessor:
+def preprocessor() -> Preprocessor:
+    """The default model's."""
     model = ModelConfig()
     return Preprocessor(resolve_preset(data_config(model.name), model.preset, model.implementation), ImageLimits())
 
 
-def _loop(preprocessor: Preprocessor, data: list[bytes], images: int) -> None:
+def _loop(prepare: Callable[[bytes], Prepared], data: list[bytes], images: int) -> None:
     for number in range(images):
-        preprocessor.prepare(data[number % len(data)])
+        prepare(data[number % len(data)])

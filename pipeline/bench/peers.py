@@ -106,10 +106,11 @@ def _figures(dest: str, images: int, start: float, written: float) -> dict[str, 
     assert len(uris) == len(set(uris)) == images, f"{len(uris)} rows for {images} images"
     first = float(seen.min())
     warm = int((seen > first).sum())
+    whole = images / (end - start)
     return {
         "images": images,
-        "whole": images / (end - start),
-        "steady": warm / (written - first),
+        "whole": whole,
+        "steady": warm / (written - first) if warm else whole,
         "first_s": first - start,
         "whole_s": end - start,
     }

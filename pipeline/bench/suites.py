@@ -32,13 +32,16 @@ def feed(work: Path, images: int, peer_images: int, rounds: int, timeout_s: floa
         say: prints a line.
     """
     source, few = str(write_corpus(work, images)), str(write_corpus(work, peer_images))
-    out = str(work / "out")
+    peer = {"source": few, "images": peer_images}
     plan: Plan = {
         "limit, threads": ("limit:threads", {"source": source, "images": images}),
         "limit, processes": ("limit:processes", {"source": source, "images": images}),
-        "raysight": ("job:run", {"source": source, "dest": out, "extractor": "slice", "job": {}}),
-        "Ray Data, as its guide": ("peers:guide", {"source": few, "dest": out, "images": peer_images}),
-        "torch DataLoader": ("peers:dataloader", {"source": few, "dest": out, "images": peer_images}),
+        "raysight": ("job:run", {"source": source, "dest": str(work / "raysight"), "extractor": "slice", "job": {}}),
+        "Ray Data, as its guide": ("peers:guide", {**peer, "dest": str(work / "guide")}),
+        "torch DataLoader": (
+            "peers:dataloader",
+            {**peer, "dest": str(work / "dataloader")},
+        ),
     }
     results = _rounds(plan, rounds, timeout_s, say)
     steady = {name: [item["steady"] for item in items] for name, items in results.items()}
@@ -93,7 +96,7 @@ def forward(
         "bare forward loop": ("forward:loop", {**bare, "model": model}),
         "raysight": (
             "job:run",
-            {"source": source, "dest": str(work / "out"), "extractor": "model", "job": job, "model": model},
+            {"source": source, "dest": str(work / "raysight"), "extractor": "model", "job": job, "model": model},
         ),
     }
     results = _rounds(plan, rounds, timeout_s, say)
@@ -129,7 +132,7 @@ def memory(work: Path, sizes: Sequence[tuple[int, int]], timeout_s: float, say: 
         source = str(write_tiny(work, count))
         say(f"{count:,} rows in chunks of {chunk_rows}")
         job = {"chunk_rows": chunk_rows}
-        arguments = {"source": source, "dest": str(work / "out"), "extractor": "empty", "job": job}
+        arguments = {"source": source, "dest": str(work / "raysight"), "extractor": "empty", "job": job}
         result = measure("job:run", arguments, timeout_s=timeout_s)
         results.append({"rows": count, "chunk_rows": chunk_rows, **result})
         chunks = -(-count // chunk_rows)

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import duckdb
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.bench import limit, peers, suites
+from pipeline.bench.corpus import photographs, write_corpus, write_tiny
+from pipeline.bench.runner import measure
+from pipeline.bench.table import ratios, render, slope, spread
+from pipeline.errors import RaysightError
+from serve.cli import main
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TIMEOUT_S = 600.0
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bench")
+
+
+@pytest.fixture(scope="module")
+def source(work: Path) -> Path:
+    return write_corpus(work, 24, distinct=8)
+
+
+def _embeddings(dest: Path) -> dict[str, NDArray[np.float32]]:
+    rows = duckdb.sql(f"select uri, embedding from '{dest}/**/*.parquet'").fetchall()
+    return {Path(uri).name: np.array(values, np.float32) for uri, values in rows}
+
+
+# ---- corpus
+
+
+def test_the_corpus_is_of_photographs_as_described_and_the_same_each_time() -> None:
+    first, second = list(photographs(6)), list(photographs(6))
+    assert first == second
+    assert len(set(first)) == 6
+    for data in first:
+        image = Image.open(io.BytesIO(data))
+        assert (image.format, image.size, image.mode) == ("JPEG", (500, 375), "RGB")
+        assert 40_000 <= len(data) <= 60_000
+
+
+def test_the_corpus_repeats_its_photographs_under_as_many_names_as_asked_for(source: Path) -> None:
+    files = sorted(source.iterdir())
+    assert len(files) == 24
+    assert len({path.read_bytes() for path in files}) == 8
+    assert len({path.stat().st_ino for path in files}) == 24, "files of their own, not links"
+
+
+def test_a_corpus_that_is_there_is_not_written_again(source: Path, work: Path) -> None:
+    times = {path: path.stat().st_mtime_ns for path in source.iterdir()}
+    assert write_corpus(work, 24, distinct=8) == source
+    assert {path: path.stat().st_mtime_ns for path in source.iterdir()} == times
+
+
+def test_tiny_files_are_images_with_names_of_their_own(tmp_path: Path) -> None:
+    files = [path for path in write_tiny(tmp_path, 1205).rglob("*") if path.is_file()]
+    assert len(files) == 1205
+    assert len({path.parent for path in files}) == 2
+    (data,) = {path.read_bytes() for path in files}
+    assert Image.open(io.BytesIO(data)).size == (1, 1)
+
+
+# ---- the limit and the peers do the work they are compared by
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_the_limit_prepares_on_every_core(kind: str, source: Path) -> None:
+    answer = measure(f"limit:{kind}", {"source": str(source), "images": 8}, timeout_s=TIMEOUT_S)
+    assert answer["steady"] > 0
+    assert limit.preprocessor().prepare(next(source.iterdir()).read_bytes()).pixels.shape == (518, 518, 3)
+
+
+@pytest.fixture(scope="module")
+def feed(work: Path, source: Path) -> tuple[Path, Path]:
+    """The folder that ``raysight bench feed`` worked in, and its figures."""
+    figures = work / "figures.json"
+    count = str(len(list(source.iterdir())))
+    small = ["--images", count, "--peer-images", count, "--rounds", "1", "--work", str(work), "--output", str(figures)]
+    assert main(["bench", "feed", *small]) == 0
+    return work, figures
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(1200)
+def test_raysight_and_its_peers_write_the_same_features(feed: tuple[Path, Path], source: Path) -> None:
+    # The oracle is timm's own transform. Two levels of 255, over the least standard deviation.
+    transform = peers.timm_transform()
+    expected = {
+        path.name: transform(Image.open(io.BytesIO(path.read_bytes())).convert("RGB"))[0, 0, :384].numpy()
+        for path in source.iterdir()
+    }
+    tolerance = 2 / 255 / 0.224 + 1e-4
+    work, _ = feed
+    for dest in (work / "raysight" / "features", work / "guide", work / "dataloader"):
+        found = _embeddings(dest)
+        assert found.keys() == expected.keys()
+        for name, values in found.items():
+            np.testing.assert_allclose(values, expected[name], rtol=0, atol=tolerance, err_msg=f"{dest} {name}")
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(1200)
+def test_feed_keeps_the_figures_of_every_measurement(feed: tuple[Path, Path]) -> None:
+    answer = json.loads(feed[1].read_text())["feed"]
+    assert set(answer["results"]) == {
+        "limit, threads",
+        "limit, processes",
+        "raysight",
+        "Ray Data, as its guide",
+        "torch DataLoader",
+    }
+    assert answer["limit"].startswith("limit")
+    for (figures,) in answer["results"].values():
+        assert figures["steady"] > 0
+    for name in ("raysight", "Ray Data, as its guide", "torch DataLoader"):
+        (figures,) = answer["results"][name]
+        assert figures["images"] == 24
+        assert 0 < figures["first_s"] <= figures["whole_s"]
+        assert figures["whole"] > 0
+
+
+# ---- forward, memory, and the command
+
+
+def test_the_bare_loop_runs_a_model_over_all_batches(source: Path) -> None:
+    model = {"name": "test_vit", "weights": "random:0", "precision": "fp32"}
+    arguments = {"source": str(source), "images": 5, "batch_size": 2, "threads": 1, "model": model}
+    answer = measure("forward:loop", arguments, timeout_s=TIMEOUT_S)
+    assert answer["steady"] > 0
+    assert answer["seconds"] > 0
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(1200)
+def test_memory_shows_rows_chunks_and_the_driver_at_each_size(tmp_path: Path) -> None:
+    lines: list[str] = []
+    answer = suites.memory(tmp_path, [(60, 5)], TIMEOUT_S, lines.append)
+    (job,) = answer["results"]
+    assert (job["rows"], job["images"], job["rejects"]) == (60, 60, 0)
+    assert all(mib > 1 for _, mib in job["memory"])
+    assert max(done for done, _ in job["memory"]) <= 60
+    assert [cell.strip() for cell in lines[-1].splitlines()[-1].split("|")[1:3]] == ["60", "12"]
+
+
+def test_a_measurement_that_fails_says_why(tmp_path: Path) -> None:
+    arguments = {"source": str(tmp_path / "nowhere"), "images": 4}
+    with pytest.raises(RaysightError, match="nowhere"):
+        measure("limit:threads", arguments, timeout_s=TIMEOUT_S)
+
+
+def test_a_size_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "memory", "--sizes", "10"])
+    assert "ROWS:CHUNK_ROWS" in capsys.readouterr().err
+
+
+# ---- the table
+
+
+def test_ratios_are_taken_within_each_round() -> None:
+    assert ratios([10.0, 30.0], [5.0, 10.0]) == [2.0, 3.0]
+
+
+def test_a_spread_is_the_median_and_the_range() -> None:
+    assert spread([3.0, 1.0, 2.0], 1) == "2.0 (1.0–3.0)"
+    assert spread([1234.5], 0) == "1,234"
+
+
+def test_the_slope_is_that_of_the_least_squares_line() -> None:
+    points = [(0.0, 1.0), (1.0, 2.0), (2.0, 6.0)]
+    assert slope(points) == pytest.approx(np.polyfit(*zip(*points, strict=True), 1)[0])
+    assert slope([(1.0, 5.0), (1.0, 7.0)]) == 0.0
+
+
+def test_a_table_is_markdown_with_numbers_on_the_right() -> None:
+    assert render(["what", "n"], [["a", "1"], ["bcdef", "22"]]) == (
+        "| what  |  n |\n| ----- | -: |\n| a     |  1 |\n| bcdef | 22 |"
+    )
