@@ -94,6 +94,7 @@ def build_dataset(spec: JobSpec, source: ChunkSource, coordinator: Any) -> ray.d
     context.execution_no_progress_timeout_s = -1  # a wait for spot nodes is legitimate; the job reports it
     context.max_consecutive_actor_init_deaths = _INIT_DEATHS
     context.actor_task_retry_on_errors = [UnavailableError]
+    context.raise_original_map_exception = True  # Ray's wrapper would keep the text alone
     context.custom_execution_callback_classes = [ForgetBlockStats]
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     with ray.data.DataContext.current(context):
