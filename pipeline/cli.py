@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import threading
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import Any
 
-from pipeline.config import (
-    Config,
-    ImageLimits,
-    Implementation,
-    JobConfig,
-    ModelConfig,
-    Precision,
-    Preset,
-    StorageConfig,
-)
+from pipeline.config import Config, ImageLimits, JobConfig, StorageConfig
 from pipeline.errors import UsageError
-from pipeline.storage import scheme
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import FrameType
-
-_Number = TypeVar("_Number", int, float)
+from pipeline.interrupt import Interruptible
+from pipeline.options import add_model_options, model_config, natural, positive, rate, share
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_REJECTS, EXIT_INTERRUPTED = 0, 1, 2, 3, 4
 
@@ -46,19 +31,19 @@ def _add_extract(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_model_options(parser)
     job = JobConfig()
     add = parser.add_argument_group("job").add_argument
-    count: dict[str, Any] = {"type": _positive, "metavar": "N"}
-    share: dict[str, Any] = {"type": _share, "metavar": "X"}
+    count: dict[str, Any] = {"type": positive, "metavar": "N"}
+    part: dict[str, Any] = {"type": share, "metavar": "X"}
     add("--batch-size", **count, help="images of one forward (default: 64 on a GPU, 2 on a CPU)")
     add("--chunk-rows", **count, help="images of a chunk, the unit of loss (default: 1024 on a GPU, 64 on a CPU)")
     add("--min-actors", **count, default=job.min_actors, help="actors from the start (default: %(default)s)")
     add("--max-actors", **count, help="actors at most (default: what fits)")
-    add("--gpus-per-actor", **share, help="GPUs, or a fraction, of each actor (default: 1 where there are GPUs)")
-    add("--cpus-per-actor", **share, help="CPUs of each actor (default: the node's, shared out)")
+    add("--gpus-per-actor", **part, help="GPUs, or a fraction, of each actor (default: 1 where there are GPUs)")
+    add("--cpus-per-actor", **part, help="CPUs of each actor (default: the node's, shared out)")
     add("--limit", **count, help="only the first so many images of the listing (default: all)")
     add("--dry-run", action="store_true", help="say what would be done, and do nothing")
     add(
         "--max-reject-rate",
-        type=_rate,
+        type=rate,
         metavar="X",
         default=job.max_reject_rate,
         help="rejected fraction above which the exit code is 3 (default: %(default)s)",
@@ -69,48 +54,6 @@ def _add_extract(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="a running Ray cluster (default: $RAY_ADDRESS, else Ray is started on this machine)",
     )
     parser.set_defaults(run=run_extract)
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the ``[model]`` section, which several commands share."""
-    model = ModelConfig()
-    add = parser.add_argument_group("model").add_argument
-    add("--model", default=model.name, metavar="NAME", help="a timm model (default: %(default)s)")
-    add(
-        "--weights",
-        default=model.weights,
-        metavar="W",
-        help="'pretrained' (the hub), a checkpoint file, or 'random:SEED' for trials (default: %(default)s)",
-    )
-    add("--preset", choices=get_args(Preset), default=model.preset, help="preprocessing (default: the model's own)")
-    add(
-        "--implementation",
-        choices=get_args(Implementation),
-        default=model.implementation,
-        help="'reference' is timm's transform verbatim (default: %(default)s)",
-    )
-    add(
-        "--precision",
-        choices=get_args(Precision),
-        default=model.precision,
-        help="of the forward; 'auto' looks at the device (default: %(default)s)",
-    )
-
-
-def model_config(options: argparse.Namespace) -> ModelConfig:
-    """The ``[model]`` section that the options give.
-
-    Raises:
-        UsageError: the weights are at a place that cannot be read yet.
-    """
-    values = {name: getattr(options, name) for name in ("weights", "preset", "implementation", "precision")}
-    model = ModelConfig(name=options.model, **values)
-    if scheme(model.weights):
-        raise UsageError(f"--weights {model.weights}: download it and give the file's path, on every node alike")
-    if not model.weights.startswith("random:") and model.weights != "pretrained":
-        # A worker's folder is not this one; the name must mean the same file to all.
-        model = replace(model, weights=str(Path(model.weights).expanduser().absolute()))
-    return model
 
 
 def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -132,7 +75,7 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("dest", metavar="DEST", help="a dataset: a folder, or s3://bucket/prefix")
     parser.add_argument(
         "--sample",
-        type=_natural,
+        type=natural,
         default=16,
         metavar="N",
         help="rows computed again with timm's own code (default: %(default)s)",
@@ -158,17 +101,17 @@ def run_extract(options: argparse.Namespace) -> int:
     from pipeline.job import run_job
 
     stop = threading.Event()
-    with _signals_set(stop, say):
+    with Interruptible(stop, say):
         summary = run_job(config, stop=stop, say=say)
-    rate = summary.total_rejects / max(1, summary.total)
+    rejected = summary.total_rejects / max(1, summary.total)
     dataset = config.dest.rstrip("/")
     code = EXIT_OK
     if not summary.complete:
         say("interrupted; what is committed stays. The same command goes on from there")
         code = EXIT_INTERRUPTED
-    elif rate > config.job.max_reject_rate:
+    elif rejected > config.job.max_reject_rate:
         say(
-            f"{summary.total_rejects} of {summary.total} images were rejected ({rate:.1%}), more than"
+            f"{summary.total_rejects} of {summary.total} images were rejected ({rejected:.1%}), more than"
             f" --max-reject-rate {config.job.max_reject_rate:g}; see {dataset}/rejects/"
         )
         code = EXIT_REJECTS
@@ -177,27 +120,6 @@ def run_extract(options: argparse.Namespace) -> int:
         say(f"complete: {summary.total - summary.total_rejects:,} rows in {dataset}/features/{rejects}")
     print(summary.line, flush=True)
     return code
-
-
-class _signals_set:  # noqa: N801 — reads as what it does
-    """While the block runs, SIGINT and SIGTERM set an event; a second one ends the process at once."""
-
-    def __init__(self, stop: threading.Event, say: Callable[[str], None]) -> None:
-        self._stop = stop
-        self._say = say
-
-    def __enter__(self) -> None:
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self._stop.is_set():
-            raise KeyboardInterrupt
-        self._stop.set()
-        self._say(f"\n{signal.Signals(number).name}: finishing what is in flight (once more to stop at once)")
 
 
 def run_embed(options: argparse.Namespace) -> int:
@@ -232,38 +154,3 @@ def run_verify(options: argparse.Namespace) -> int:
 
 def _say_to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _positive(text: str) -> int:
-    value = _number(text, int, "a positive whole number")
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
-    return value
-
-
-def _natural(text: str) -> int:
-    value = _number(text, int, "a whole number")
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
-
-
-def _share(text: str) -> float:
-    value = _number(text, float, "a number")
-    if not 0 <= value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text} is not a share of a machine")
-    return value
-
-
-def _rate(text: str) -> float:
-    value = _number(text, float, "a number")
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
-def _number(text: str, kind: type[_Number], what: str) -> _Number:
-    try:
-        return kind(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None

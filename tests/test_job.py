@@ -161,7 +161,7 @@ def test_sigterm_commits_what_is_in_flight_and_the_next_run_goes_on(
     process.send_signal(signal.SIGTERM)
     code, output = jobs.finish(process)
     assert code == 4, output
-    assert "Go on with the same command" in output
+    assert "The same command goes on from there" in output
     done = jobs.last_line(output)["rows"]
     assert 0 < done < 100
     assert not (dest / "_raysight/lease.json").exists()
