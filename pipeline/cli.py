@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import threading
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config, ImageLimits, JobConfig, StorageConfig
 from pipeline.errors import UsageError
 from pipeline.interrupt import Interruptible
 from pipeline.options import add_model_options, model_config, natural, positive, rate, share
+
+if TYPE_CHECKING:
+    import argparse
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_REJECTS, EXIT_INTERRUPTED = 0, 1, 2, 3, 4
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pipeline.cli import model_config
+from pipeline.options import model_config
 from pipeline.config import JobConfig, ModelConfig
 from serve.cli import build_parser, main
 
