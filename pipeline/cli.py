@@ -127,14 +127,17 @@ def run_extract(options: argparse.Namespace) -> int:
 def run_embed(options: argparse.Namespace) -> int:
     """``raysight embed``. Exits 1 when an image was rejected."""
     from pipeline.embed import embed, render
-    from pipeline.extractor import load_extractor
+    from pipeline.extractor import load_extractor, pick_device
+    from pipeline.model import check_precision
 
     if options.output is None and options.format != "json" and sys.stdout.isatty():
         raise UsageError(f"--format {options.format} is binary: give --output FILE, or redirect")
     if options.output is not None and not options.output.absolute().parent.is_dir():
         raise UsageError(f"--output {options.output}: there is no folder {options.output.absolute().parent}")
     limits, storage = ImageLimits(), StorageConfig()
-    extractor = load_extractor(model_config(options), limits)
+    model, device = model_config(options), pick_device()
+    check_precision(model.precision, device.type)
+    extractor = load_extractor(model, limits, device)
     table = embed(extractor, options.images, limits, storage)
     data = render(table, extractor, options.format)
     if options.output is None:

@@ -34,6 +34,7 @@ def dry_run(config: Config, say: Callable[[str], None]) -> bool:
         UsageError: the job would not start: as ``pipeline.job.run_job``.
     """
     dest, source = open_store(config.dest, config.storage), open_store(config.source, config.storage)
+    dest.check(missing_ok=True)
     manifest = load_manifest(dest)
     if manifest is None:
         require_images(source)

@@ -97,10 +97,8 @@ def load_extractor(config: ModelConfig, limits: ImageLimits, device: torch.devic
         UsageError: the model, weights or precision cannot be had.
     """
     device = device or pick_device()
-    precision = models.resolve_precision(config.precision, device)
-    if precision == "fp16" and device.type == "cpu":
-        raise UsageError("--precision fp16 needs a GPU; this machine runs fp32 and bf16")
     model = models.load_model(config.name, config.weights, PRESET_SIZES[config.preset])
+    precision = models.resolve_precision(config.precision, config.name, device.type)
     data_config = models.data_config(model)
     preprocess = resolve_preset(data_config, config.preset, config.implementation)
     _check_input_size(model, config, preprocess)

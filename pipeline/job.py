@@ -15,6 +15,7 @@ from pipeline.errors import RaysightError, UsageError
 from pipeline.extractor import Extractor, load_extractor
 from pipeline.lease import Lease
 from pipeline.manifest import Cut, Manifest, load_manifest, write_manifest
+from pipeline.model import check_precision, resolve_precision
 from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.runlog import RunLog
@@ -88,6 +89,7 @@ def run_job(
     """
     stop = stop or threading.Event()
     dest, source = open_store(config.dest, config.storage), open_store(config.source, config.storage)
+    dest.check(missing_ok=True)
     if load_manifest(dest) is None:
         require_images(source)
     address = cluster_address(config.address)
@@ -98,10 +100,10 @@ def run_job(
         budget = make_budget(config.job, nodes, can_grow=address is not None and config.job.max_actors is not None)
         for note in budget.notes:
             say(f"note: {note}")
-        stack.enter_context(Lease(dest, config.job.lease_ttl_s, say, on_lost=stop.set))
         model = settle_precision(config.model, dest, budget)
         make = functools.partial(factory or functools.partial(load_extractor, limits=config.limits), model)
         extractor = make()
+        stack.enter_context(Lease(dest, config.job.lease_ttl_s, say, on_lost=stop.set))
         agree_on(dest, extractor.fingerprint, model)
         manifest = ensure_manifest(config, dest, source, extractor, budget, say)
         plan = Plan.survey(dest, manifest)
@@ -119,15 +121,16 @@ def run_job(
 
 
 def settle_precision(model: ModelConfig, dest: Store, budget: Budget) -> ModelConfig:
-    """``auto`` is what an existing dataset has, else bf16 on GPU actors, else what suits this CPU."""
-    if model.precision != "auto":
-        return model
-    existing = load_info(dest)
-    if existing is not None:
-        return replace(model, precision=existing.model.precision)
-    if budget.gpus_per_actor > 0:
-        return replace(model, precision="bf16")
-    return model
+    """``auto`` is what an existing dataset has, else what suits the device of the actors.
+
+    Raises:
+        UsageError: the actors' device cannot compute in what was asked for, or there is no such model.
+    """
+    device = "cuda" if budget.gpus_per_actor > 0 else "cpu"
+    existing = load_info(dest) if model.precision == "auto" else None
+    wanted = existing.model.precision if existing is not None else model.precision
+    check_precision(wanted, device)
+    return replace(model, precision=resolve_precision(wanted, model.name, device))
 
 
 def ensure_manifest(

@@ -197,16 +197,38 @@ def weights_digest(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def resolve_precision(precision: Precision, device: torch.device) -> str:
-    """``auto`` as what is fast and sound on the device: ``bf16`` where the hardware multiplies it, else ``fp32``.
+def resolve_precision(precision: Precision, name: str, device: str) -> Precision:
+    """``auto`` as what is fast and sound for a model on a kind of device.
 
-    On a CPU without AVX512-BF16 or AMX, bf16 runs several times slower than fp32 (docs/performance.md).
+    bf16 where the hardware multiplies it: on a GPU, and on a CPU with AVX512-BF16 or AMX (without, it runs several
+    times slower than fp32). Networks with batch norms lose too much in its eight bits (docs/tolerances.md): they run
+    in fp16 on a GPU, which has eleven, and in fp32 on a CPU.
+
+    Args:
+        precision: what was asked for; anything but ``auto`` is what comes back.
+        name: of the timm model.
+        device: ``cuda`` or ``cpu``; of the workers, which need not be this machine's.
     """
     if precision != "auto":
         return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    return "bf16" if cpu_multiplies_bf16() else "fp32"
+    sensitive = _has_batch_norms(name)
+    if device == "cuda":
+        old = torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0)
+        return "fp16" if sensitive or old else "bf16"
+    return "bf16" if cpu_multiplies_bf16() and not sensitive else "fp32"
+
+
+def check_precision(precision: Precision, device: str) -> None:
+    """Refuses what a kind of device cannot do at any useful speed. Raises UsageError."""
+    if precision == "fp16" and device == "cpu":
+        raise UsageError("--precision fp16 needs a GPU; a CPU runs fp32 and bf16")
+
+
+def _has_batch_norms(name: str) -> bool:
+    _check_name(name)
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    return any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())  # noqa: SLF001
 
 
 def cpu_multiplies_bf16() -> bool:

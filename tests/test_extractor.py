@@ -22,7 +22,7 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.models._helpers import remap_state_dict
 
 from pipeline.config import DEFAULT_MODEL, ImageLimits, ModelConfig
-from pipeline.errors import RejectError, UsageError
+from pipeline.errors import RejectError
 from pipeline.extractor import load_extractor
 from pipeline.tolerance import tolerance
 
@@ -247,11 +247,6 @@ def test_batch_norms_keep_their_statistics_in_float32(trained_efficientnet: Path
 
 
 # --- what is refused, and what it is called ------------------------------------------------------------------------
-
-
-def test_fp16_on_a_cpu_is_refused() -> None:
-    with pytest.raises(UsageError, match="needs a GPU"):
-        load_extractor(ModelConfig(SMALL, "random:0", precision="fp16"), LIMITS, CPU)
 
 
 def test_the_fingerprint_names_what_decides_the_numbers(make_checkpoint: Callable[..., Path]) -> None:
