@@ -43,16 +43,12 @@ class LocalStore:
     def root(self) -> str:
         return os.path.join(self._folder, "")  # noqa: PTH118 — the trailing slash is wanted, also of "/"
 
-    def check(self, *, create: bool = False) -> None:
-        if not create:
+    def check(self, *, missing_ok: bool = False) -> None:
+        if self._folder.exists():
             if not self._folder.is_dir():
-                raise UsageError(f"there is no folder {self._folder}")
-            return
-        if self._folder.exists() and not self._folder.is_dir():
-            raise UsageError(f"{self._folder} is not a folder")
-        probe = f"{PARTIAL}probe-{os.urandom(4).hex()}"
-        self.put(probe, b"")
-        self.delete([probe])
+                raise UsageError(f"{self._folder} is not a folder")
+        elif not missing_ok:
+            raise UsageError(f"there is no folder {self._folder}")
 
     def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Files in the order of their names. Links to files count as files; links to folders are not followed.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import threading
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -185,23 +186,18 @@ def _encode(chunks: list[list[ObjectInfo]], to_uri: Callable[[str], str]) -> byt
 
 
 class ManifestReader:
-    """Rows of a manifest, chunk by chunk; keeps the shard read last."""
+    """Rows of a manifest, chunk by chunk; keeps the shard read last. Several threads may share one."""
 
     def __init__(self, dest: Store) -> None:
         self._dest = dest
+        self._lock = threading.Lock()
         self._shard = -1
         self._file: pq.ParquetFile | None = None
 
     def chunk(self, shard: int, chunk: int) -> pa.Table:
-        """The rows of one chunk, with the manifest's schema."""
-        return self._open(shard).read_row_group(chunk)
-
-    def shard(self, shard: int) -> pa.Table:
-        """The rows of one shard."""
-        return self._open(shard).read()
-
-    def _open(self, shard: int) -> pq.ParquetFile:
-        if self._file is None or shard != self._shard:
-            self._file = pq.ParquetFile(pa.BufferReader(self._dest.get(schema.manifest_shard(shard))))
-            self._shard = shard
-        return self._file
+        """The rows of one chunk, with the manifest's schema. Raises NotFoundError when there is no such shard."""
+        with self._lock:
+            if self._file is None or shard != self._shard:
+                self._file = pq.ParquetFile(pa.BufferReader(self._dest.get(schema.manifest_shard(shard))))
+                self._shard = shard
+            return self._file.read_row_group(chunk)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -60,23 +60,17 @@ def read_chunk(manifest: ManifestReader, source: Store, shard: int, chunk: int, 
         one row of :data:`CHUNK_ROW_SCHEMA`; ``data[i]`` is null exactly where ``reject[i]`` is not.
 
     Raises:
-        UnavailableError: half of the reads or more failed for reasons of the store; nothing is rejected for that.
+        StorageError: the store is down, or half of the reads or more failed for its reasons; no image is rejected then.
     """
     wall, cpu = time.perf_counter(), time.process_time()
-    rows = manifest.chunk(shard, chunk)
-    uris, etags = rows["uri"].to_pylist(), rows["etag"].to_pylist()
-    fetched = _fetch(source, uris, etags, rows["size"].to_pylist(), max_bytes)
-    failed = [item for item in fetched if isinstance(item, RejectError) and item.error == "Unavailable"]
-    if failed and len(failed) >= _OUTAGE * len(fetched):
-        raise UnavailableError(
-            f"{len(failed)} of {len(fetched)} reads of chunk {shard}/{chunk} failed; the first: {failed[0].message}"
-        )
+    listed = manifest.chunk(shard, chunk).to_pylist()
+    fetched = _fetch_all(source, listed, max_bytes, f"chunk {shard}/{chunk}")
     return pa.table(
         {
             "shard": [shard],
             "chunk": [chunk],
-            "uri": [uris],
-            "etag": [etags],
+            "uri": [[row["uri"] for row in listed]],
+            "etag": [[row["etag"] for row in listed]],
             "data": [[item.data if isinstance(item, Fetched) else None for item in fetched]],
             "reject": [[_as_struct(item) for item in fetched]],
             "read_seconds": [time.perf_counter() - wall],
@@ -86,17 +80,39 @@ def read_chunk(manifest: ManifestReader, source: Store, shard: int, chunk: int, 
     )
 
 
-def _fetch(
-    source: Store, uris: list[str], etags: list[str], sizes: list[int], max_bytes: int
-) -> list[Fetched | RejectError]:
+def _fetch_all(source: Store, listed: list[dict[str, Any]], max_bytes: int, what: str) -> list[Fetched | RejectError]:
+    """Fetches once, and what the store failed to deliver once more: an outage may begin or end within a chunk."""
+    answers = _fetch(source, listed, max_bytes)
+    failed = _unavailable(answers)
+    if not failed:
+        return answers
+    for index, answer in zip(failed, _fetch(source, [listed[index] for index in failed], max_bytes), strict=True):
+        answers[index] = answer
+    if failed := _unavailable(answers):
+        source.check()
+        if len(failed) >= _OUTAGE * len(answers):
+            first = next(iter(failed.values()))
+            raise UnavailableError(f"{len(failed)} of {len(answers)} reads of {what} failed: {first.message}")
+    return answers
+
+
+def _fetch(source: Store, listed: list[dict[str, Any]], max_bytes: int) -> list[Fetched | RejectError]:
     """Objects whose listed size is over the limit are never asked for."""
-    wanted = [index for index, size in enumerate(sizes) if size <= max_bytes]
-    answers = source.fetch_many([source.key(uris[index]) for index in wanted], max_bytes)
-    result: list[Fetched | RejectError] = [read_judgement("TooManyBytes", uri) for uri in uris]
-    for index, answer in zip(wanted, answers, strict=True):
-        changed = isinstance(answer, Fetched) and answer.version != etags[index]
-        result[index] = read_judgement("Changed", uris[index]) if changed else answer
+    answers = iter(source.fetch_many([source.key(row["uri"]) for row in listed if row["size"] <= max_bytes], max_bytes))
+    result: list[Fetched | RejectError] = []
+    for row in listed:
+        answer = next(answers) if row["size"] <= max_bytes else read_judgement("TooManyBytes", row["uri"])
+        changed = isinstance(answer, Fetched) and answer.version != row["etag"]
+        result.append(read_judgement("Changed", row["uri"]) if changed else answer)
     return result
+
+
+def _unavailable(answers: list[Fetched | RejectError]) -> dict[int, RejectError]:
+    return {
+        index: answer
+        for index, answer in enumerate(answers)
+        if isinstance(answer, RejectError) and answer.error == "Unavailable"
+    }
 
 
 def _as_struct(item: Fetched | RejectError) -> dict[str, str] | None:

@@ -64,8 +64,8 @@ class S3Store:
     def root(self) -> str:
         return f"s3://{self._bucket}/{self._prefix}"
 
-    def check(self, *, create: bool = False) -> None:
-        del create  # a bucket is for its owner to make
+    def check(self, *, missing_ok: bool = False) -> None:
+        del missing_ok
         try:
             self._clients.boto3(max_retries=1).list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
         except ClientError as error:

@@ -6,7 +6,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from pipeline.decode import SUFFIXES
-from pipeline.errors import NotFoundError, UsageError
+from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,9 +31,6 @@ def require_images(store: Store) -> None:
         UsageError: the place does not exist, or no name there is an image's.
         StorageError: the listing failed.
     """
-    try:
-        first = next(iter(list_images(store)), None)
-    except NotFoundError as error:
-        raise UsageError(str(error)) from error
-    if first is None:
+    store.check()
+    if next(iter(list_images(store)), None) is None:
         raise UsageError(f"{store.root} holds no image: no name there ends in {', '.join(SUFFIXES)}")

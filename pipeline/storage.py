@@ -45,11 +45,11 @@ class Store(Protocol):
     def root(self) -> str:
         """What stands before a key in a URI, such as ``s3://bucket/prefix/`` or ``/data/photos/``."""
 
-    def check(self, *, create: bool = False) -> None:
-        """A first contact that fails soon, before any work.
+    def check(self, *, missing_ok: bool = False) -> None:
+        """One contact that fails soon, before any work or when reads have failed.
 
         Args:
-            create: make the folder where it is missing, and see that it can be written.
+            missing_ok: a folder may still have to be made (a bucket never is).
 
         Raises:
             UsageError: there is no such bucket or folder.

@@ -123,7 +123,7 @@ class S3Server:
         self._control("PUT", asdict(Faults(**faults)))
 
     def requests(self) -> dict[str, int]:
-        """Requests since the last :meth:`set_faults` by "METHOD bucket/key", and their ``connections``."""
+        """Requests since :meth:`set_faults` by "METHOD bucket/key"; their ``connections``; the most ``at_once``."""
         counts: dict[str, int] = self._control("GET", None)
         return counts
 
@@ -209,6 +209,7 @@ class FaultLayer:
         self._counts: Counter[str] = Counter()
         self._puts = 0
         self._connections: set[str] = set()
+        self._now = self._at_once = 0
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         path, _, query = environ["RAW_URI"].partition("?")
@@ -222,7 +223,11 @@ class FaultLayer:
             cut_off = environ["REQUEST_METHOD"] == "GET" and self._cut_off.get(key, 0) > 0
             if cut_off:
                 self._cut_off[key] -= 1
+            self._now += 1
+            self._at_once = max(self._at_once, self._now)
         time.sleep(self._faults.delay_s)
+        with self._lock:
+            self._now -= 1
         if fault is None:
             answer = self._app(environ, start_response)
             return _half(answer, environ["werkzeug.socket"]) if cut_off else answer
@@ -260,7 +265,7 @@ class FaultLayer:
         with self._lock:
             if environ["REQUEST_METHOD"] == "PUT":
                 self._reset(json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))))
-            body = json.dumps({**self._counts, "connections": len(self._connections)})
+            body = json.dumps({**self._counts, "connections": len(self._connections), "at_once": self._at_once})
         return _answer(start_response, "200 OK", "application/json", body)
 
 

@@ -185,16 +185,14 @@ def test_get_tail_gives_the_end_of_a_file(store: LocalStore) -> None:
     )
 
 
-def test_the_first_contact_names_a_missing_source_and_makes_a_destination(tmp_path: Path) -> None:
+def test_the_first_contact_names_a_missing_source_and_what_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no folder"):
         LocalStore(str(tmp_path / "source")).check()
-    LocalStore(str(tmp_path / "a/dest")).check(create=True)
-    assert list((tmp_path / "a/dest").iterdir()) == []
+    LocalStore(str(tmp_path / "dest")).check(missing_ok=True)
+    assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UsageError, match="is not a folder"):
-        LocalStore(str(tmp_path / "file")).check(create=True)
-    with pytest.raises(StorageError, match="file"):
-        LocalStore(str(tmp_path / "file/below")).check(create=True)
+        LocalStore(str(tmp_path / "file")).check(missing_ok=True)
 
 
 def test_a_reader_sees_the_old_file_or_the_new_one_never_a_part(store: LocalStore) -> None:

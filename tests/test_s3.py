@@ -199,7 +199,7 @@ def test_a_wrong_endpoint_is_named_by_the_first_contact(monkeypatch: pytest.Monk
 def test_a_bucket_that_does_not_exist_is_named_by_the_first_contact(bucket: Bucket) -> None:
     with pytest.raises(UsageError, match=f"no bucket nobody-made-this at {bucket.server.url}"):
         open_store("s3://nobody-made-this/photos", CONFIG).check()
-    open_store(f"{bucket.url}/photos", CONFIG).check(create=True)
+    open_store(f"{bucket.url}/photos", CONFIG).check(missing_ok=True)
 
 
 def test_a_url_without_a_bucket_is_refused() -> None:
