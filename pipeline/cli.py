@@ -128,7 +128,7 @@ def run_embed(options: argparse.Namespace) -> int:
     """``raysight embed``. Exits 1 when an image was rejected."""
     from pipeline.embed import embed, render
     from pipeline.extractor import load_extractor, pick_device
-    from pipeline.model import check_precision
+    from pipeline.precision import check_precision
 
     if options.output is None and options.format != "json" and sys.stdout.isatty():
         raise UsageError(f"--format {options.format} is binary: give --output FILE, or redirect")

@@ -8,9 +8,9 @@ from pipeline.budget import make_budget
 from pipeline.cluster import cluster_address, this_machine
 from pipeline.dataset import load_info
 from pipeline.extractor import load_extractor
-from pipeline.job import settle_precision, shard_rows
 from pipeline.manifest import load_manifest
 from pipeline.plan import Plan
+from pipeline.preflight import settle_precision, shard_rows
 from pipeline.source import list_images, require_images
 from pipeline.storage import open_store
 

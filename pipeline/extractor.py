@@ -15,6 +15,7 @@ import torch
 from pipeline import model as models
 from pipeline.errors import UsageError
 from pipeline.fingerprint import Fingerprint
+from pipeline.precision import DTYPES, cast, resolve_precision
 from pipeline.preprocess import PRESET_SIZES, Prepared, PreprocessConfig, Preprocessor, resolve_preset
 from pipeline.schema import describe_output, embedding_field
 
@@ -40,13 +41,13 @@ class Extractor:
         outputs: Sequence[pa.Field],
         device: torch.device,
     ) -> None:
-        dtype = models.DTYPES[fingerprint.precision]
+        dtype = DTYPES[fingerprint.precision]
         self.preprocessor = preprocessor
         self.fingerprint = fingerprint
         self.outputs = tuple(outputs)
         self.device = device
         self._dtype = dtype
-        self._model = models.cast(model.to(device), dtype).to(memory_format=torch.channels_last)
+        self._model = cast(model.to(device), dtype).to(memory_format=torch.channels_last)
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(preprocessor.config.mean, device=device).view(shape)
         self._std = torch.tensor(preprocessor.config.std, device=device).view(shape)
@@ -98,7 +99,7 @@ def load_extractor(config: ModelConfig, limits: ImageLimits, device: torch.devic
     """
     device = device or pick_device()
     model = models.load_model(config.name, config.weights, PRESET_SIZES[config.preset])
-    precision = models.resolve_precision(config.precision, config.name, device.type)
+    precision = resolve_precision(config.precision, config.name, device.type)
     data_config = models.data_config(model)
     preprocess = resolve_preset(data_config, config.preset, config.implementation)
     _check_input_size(model, config, preprocess)

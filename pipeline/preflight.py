@@ -1,0 +1,72 @@
+"""What a job settles before it starts: the precision, the manifest, the size of a shard."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pipeline.dataset import load_info
+from pipeline.errors import UsageError
+from pipeline.manifest import Cut, Manifest, load_manifest, write_manifest
+from pipeline.precision import check_precision, resolve_precision
+from pipeline.source import list_images
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.budget import Budget
+    from pipeline.config import Config, ModelConfig
+    from pipeline.extractor import Extractor
+    from pipeline.storage import Store
+
+
+def settle_precision(model: ModelConfig, dest: Store, budget: Budget) -> ModelConfig:
+    """``auto`` is what an existing dataset has, else what suits the device of the actors.
+
+    Raises:
+        UsageError: the actors' device cannot compute in what was asked for, or there is no such model.
+    """
+    device = "cuda" if budget.gpus_per_actor > 0 else "cpu"
+    existing = load_info(dest) if model.precision == "auto" else None
+    wanted = existing.model.precision if existing is not None else model.precision
+    check_precision(wanted, device)
+    return replace(model, precision=resolve_precision(wanted, model.name, device))
+
+
+def ensure_manifest(
+    config: Config, dest: Store, source: Store, extractor: Extractor, budget: Budget, say: Callable[[str], None]
+) -> Manifest:
+    """The dataset's manifest, listed now if there is none.
+
+    Raises:
+        UsageError: it was made from another source or with another limit, or the source holds no image.
+    """
+    manifest = load_manifest(dest)
+    if manifest is not None:
+        if (manifest.source, manifest.limit) != (source.root, config.job.limit):
+            raise UsageError(
+                f"{dest.root} was made from {manifest.source} with limit {manifest.limit}, not from {source.root}"
+                f" with limit {config.job.limit}; use another DEST"
+            )
+        say(f"{manifest.rows:,} images, as {manifest.source} was listed at {manifest.listed_at}")
+        return manifest
+    say(f"listing {source.root}")
+    job = config.job
+    cut = Cut(budget.chunk_rows, job.chunk_bytes, shard_rows(job.shard_rows, job.shard_bytes, extractor))
+    manifest = write_manifest(
+        dest,
+        source.root,
+        list_images(source, job.limit),
+        source.uri,
+        cut,
+        limit=job.limit,
+        progress=lambda rows: say(f"listed {rows:,} images"),
+    )
+    say(f"{manifest.rows:,} images, {manifest.bytes / 2**20:,.1f} MiB, {manifest.chunks:,} chunk(s)")
+    return manifest
+
+
+def shard_rows(rows: int, size: int, extractor: Extractor) -> int:
+    """Rows of a shard so that its features stay within ``size`` bytes."""
+    width: int = sum(field.type.list_size * field.type.value_type.bit_width // 8 for field in extractor.outputs)
+    return max(1, min(rows, size // width))
