@@ -9,6 +9,9 @@ from pipeline.cluster import local_ray
 if TYPE_CHECKING:
     import pyarrow as pa
 
+# Ray sets its own deprecated fields when a context is copied.
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
+
 _BLOCKS = 40
 
 
@@ -16,7 +19,6 @@ def _remembered(executor: Any) -> int:
     return sum(len(getattr(operator, "_output_blocks_stats", [])) for operator in executor._topology)
 
 
-@pytest.mark.ray
 def test_ray_keeps_statistics_of_every_block_and_they_are_dropped_at_every_step() -> None:
     added: list[int] = []
     left: list[int] = []
