@@ -9,15 +9,17 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import stubs
 
 import pipeline.job
-from pipeline.config import Config
 from serve.cli import main
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
 
 
 def run(settings: dict[str, Any], arguments: list[str]) -> int:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pipeline.options import model_config
 from pipeline.config import JobConfig, ModelConfig
+from pipeline.options import model_config
 from serve.cli import build_parser, main
 
 if TYPE_CHECKING:
