@@ -1,7 +1,7 @@
 """How far features may be from timm's own, in fp32, on the same image and weights.
 
-Measured over photographs at odd sizes with weights that make every block count (docs/tolerances.md), with room for
-other devices; ``fast`` differs by its resize (2 of 255 levels at most), the half precisions by their forward.
+About twice the largest difference measured over photographs at odd sizes, for the most sensitive of several models
+(docs/tolerances.md has the table). ``fast`` differs by its resize, the half precisions by their forward.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Tolerance:
     relative: float
 
 
-_PRECISION = {"fp32": Tolerance(0.999999, 1e-4), "fp16": Tolerance(0.9999, 2e-2), "bf16": Tolerance(0.999, 6e-2)}
+_PRECISION = {"fp32": Tolerance(0.999999, 1e-4), "fp16": Tolerance(0.9998, 4e-2), "bf16": Tolerance(0.99, 0.3)}
 _FAST = Tolerance(0.9999, 3e-2)
 
 

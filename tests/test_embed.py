@@ -1,0 +1,156 @@
+"""``raysight embed``: features of a few images from the command line, without ray."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+ROOT = Path(__file__).parents[1]
+OPTIONS = ["--model", "resnet18", "--implementation", "reference", "--precision", "fp32"]
+
+# In one process with the command, so that what it imported can be seen.
+RUN = """
+import sys
+from serve.cli import main
+code = main(sys.argv[1:])
+assert "ray" not in sys.modules, "ray was imported"
+sys.exit(code)
+"""
+
+
+def raysight(*arguments: str | Path, folder: Path = ROOT) -> subprocess.CompletedProcess[bytes]:
+    """Runs the command in a process of its own, which fails if it imported ray."""
+    return subprocess.run(
+        [sys.executable, "-c", RUN, *map(str, arguments)],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def weights(make_checkpoint: Callable[..., Path]) -> list[str]:
+    return [*OPTIONS, "--weights", str(make_checkpoint("resnet18"))]
+
+
+@pytest.fixture(scope="module")
+def expected(make_checkpoint: Callable[..., Path], photograph_paths: dict[str, Path]) -> NDArray[np.float32]:
+    """(2, 512) float32: what timm makes of rocket.jpg and coins.png."""
+    overlay = {"file": str(make_checkpoint("resnet18")), "hf_hub_id": None, "url": ""}
+    model = timm.create_model("resnet18", pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay).eval()
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    images = [Image.open(photograph_paths[name]).convert("RGB") for name in ("rocket.jpg", "coins.png")]
+    with torch.inference_mode():
+        result: NDArray[np.float32] = model(torch.stack([transform(image) for image in images])).numpy()
+    return result
+
+
+@pytest.fixture(scope="module")
+def two(photograph_paths: dict[str, Path]) -> list[Path]:
+    return [photograph_paths["rocket.jpg"], photograph_paths["coins.png"]]
+
+
+def close(actual: Any, expected: NDArray[np.float32]) -> None:
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * float(np.abs(expected).max()))
+
+
+def test_json_has_a_row_for_each_image(weights: list[str], two: list[Path], expected: NDArray[np.float32]) -> None:
+    result = raysight("embed", *two, *weights)
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert len(answer["fingerprint"]) == 16
+    assert [row["uri"] for row in answer["images"]] == list(map(str, two))
+    assert [(row["width"], row["height"]) for row in answer["images"]] == [(640, 427), (384, 303)]
+    close([row["embedding"] for row in answer["images"]], expected)
+
+
+def test_npy_is_one_matrix(weights: list[str], two: list[Path], expected: NDArray[np.float32]) -> None:
+    result = raysight("embed", *two, *weights, "--format", "npy")
+    assert result.returncode == 0, result.stderr
+    matrix = np.load(io.BytesIO(result.stdout), allow_pickle=False)
+    assert matrix.dtype == np.float32
+    close(matrix, expected)
+
+
+def test_parquet_is_read_by_duckdb(
+    weights: list[str], two: list[Path], expected: NDArray[np.float32], tmp_path: Path
+) -> None:
+    output = tmp_path / "features.parquet"
+    result = raysight("embed", *two, *weights, "--format", "parquet", "--output", output)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == b""
+    rows = duckdb.sql(f"SELECT uri, width, height, embedding FROM '{output}'").fetchall()
+    assert [row[:3] for row in rows] == [(str(two[0]), 640, 427), (str(two[1]), 384, 303)]
+    close([row[3] for row in rows], expected)
+
+
+def test_a_jpeg_is_told_by_its_content_and_found_by_a_relative_name(
+    weights: list[str], photographs: dict[str, bytes], expected: NDArray[np.float32], tmp_path: Path
+) -> None:
+    (tmp_path / "a photo #1?.png").write_bytes(photographs["rocket.jpg"])
+    result = raysight("embed", "a photo #1?.png", *weights, folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (row,) = json.loads(result.stdout)["images"]
+    assert row["uri"] == str(tmp_path / "a photo #1?.png")
+    close(row["embedding"], expected[0])
+
+
+def test_a_bad_image_is_a_line_and_exit_code_1_while_the_others_are_computed(
+    weights: list[str], two: list[Path], expected: NDArray[np.float32], tmp_path: Path
+) -> None:
+    bad, gone = tmp_path / "bad.jpg", tmp_path / "gone.jpg"
+    bad.write_bytes(two[0].read_bytes()[:5000])
+    result = raysight("embed", two[0], bad, gone, two[1], *weights)
+    assert result.returncode == 1
+    lines = result.stderr.decode().splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith(f"{bad}: Truncated in decode: ")
+    assert lines[1].startswith(f"{gone}: NotFound in read: ")
+    rows = json.loads(result.stdout)["images"]
+    assert [row.get("error") for row in rows] == [None, "Truncated", "NotFound", None]
+    close([row["embedding"] for row in rows if "embedding" in row], expected)
+
+
+def test_a_matrix_with_a_row_missing_is_refused_with_exit_code_2(
+    weights: list[str], two: list[Path], tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no image")
+    result = raysight("embed", two[0], bad, *weights, "--format", "npy", "--output", tmp_path / "out.npy")
+    assert result.returncode == 2
+    assert str(bad) in result.stderr.decode()
+    assert not (tmp_path / "out.npy").exists()
+
+
+def test_images_that_are_all_bad_still_make_an_answer(weights: list[str], tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"")
+    result = raysight("embed", tmp_path / "bad.jpg", *weights)
+    assert result.returncode == 1
+    assert [row["error"] for row in json.loads(result.stdout)["images"]] == ["Empty"]
+
+
+def test_weights_that_do_not_fit_are_a_message_and_exit_code_2(two: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(b"")
+    result = raysight("embed", two[0], "--model", "resnet18", "--weights", tmp_path / "w.pth")
+    assert result.returncode == 2
+    assert result.stderr.decode().startswith("raysight: --weights ")
+    assert b"Traceback" not in result.stderr
