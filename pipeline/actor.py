@@ -140,16 +140,16 @@ class ChunkWorker:
 
     def _extract(self, work: _Work, prepare: Callable[[memoryview], Prepared], *, ahead: int) -> None:
         """Runs the chunk through, decoding at most ``ahead`` images before they are needed."""
-        batch: list[Prepared] = []
+        batch: dict[int, Prepared] = {}
         for outcome in self._prepared(work, prepare, ahead):
             if isinstance(outcome, RejectError):
                 work.outcomes.append(outcome)
                 continue
+            batch[len(work.outcomes)] = outcome
             work.outcomes.append((outcome.width, outcome.height))
-            batch.append(outcome)
             if len(batch) == self._config.batch_size:
                 self._forward(work, batch)
-                batch = []
+                batch = {}
         if batch:
             self._forward(work, batch)
 
@@ -178,13 +178,18 @@ class ChunkWorker:
         while window:
             yield work.take(window.popleft())
 
-    def _forward(self, work: _Work, batch: list[Prepared]) -> None:
+    def _forward(self, work: _Work, batch: dict[int, Prepared]) -> None:
+        """One batch through the model; keys of ``batch`` are places in the chunk."""
         with self._device:
             before = time.perf_counter()
-            features = self._extractor.forward([image.pixels for image in batch])
+            features = self._extractor.forward([image.pixels for image in batch.values()])
             work.forward_seconds += time.perf_counter() - before
+        finite = np.logical_and.reduce([np.isfinite(values).all(axis=1) for values in features.values()])
+        for place, sound in zip(batch, finite, strict=True):
+            if not sound:
+                work.outcomes[place] = RejectError("forward", "NotFinite", "the model gives NaN or infinity for it")
         for name, values in features.items():
-            work.parts.setdefault(name, []).append(values)
+            work.parts.setdefault(name, []).append(values[finite])
 
 
 class _Work:

@@ -17,6 +17,12 @@ class UsageError(RaysightError):
     exit_code: ClassVar[int] = 2
 
 
+class InterruptedJobError(RaysightError):
+    """The job was asked to stop before it had begun its work (exit code 4: the same command goes on)."""
+
+    exit_code: ClassVar[int] = 4
+
+
 class HubError(RaysightError):
     """Pretrained weights cannot be fetched from the model hub."""
 

@@ -105,7 +105,7 @@ def run_job(
         extractor = make()
         stack.enter_context(Lease(dest, config.job.lease_ttl_s, say, on_lost=stop.set))
         agree_on(dest, extractor.fingerprint, model)
-        manifest = ensure_manifest(config, dest, source, extractor, budget, say)
+        manifest = ensure_manifest(config, dest, source, extractor, budget, stop, say)
         plan = Plan.survey(dest, manifest)
         fingerprint = extractor.fingerprint
         del extractor

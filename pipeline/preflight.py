@@ -6,18 +6,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.dataset import load_info
-from pipeline.errors import UsageError
+from pipeline.errors import InterruptedJobError, UsageError
 from pipeline.manifest import Cut, Manifest, load_manifest, write_manifest
 from pipeline.precision import check_precision, resolve_precision
 from pipeline.source import list_images
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import threading
+    from collections.abc import Callable, Iterator
 
     from pipeline.budget import Budget
     from pipeline.config import Config, ModelConfig
     from pipeline.extractor import Extractor
-    from pipeline.storage import Store
+    from pipeline.storage import ObjectInfo, Store
 
 
 def settle_precision(model: ModelConfig, dest: Store, budget: Budget) -> ModelConfig:
@@ -34,11 +35,18 @@ def settle_precision(model: ModelConfig, dest: Store, budget: Budget) -> ModelCo
 
 
 def ensure_manifest(
-    config: Config, dest: Store, source: Store, extractor: Extractor, budget: Budget, say: Callable[[str], None]
+    config: Config,
+    dest: Store,
+    source: Store,
+    extractor: Extractor,
+    budget: Budget,
+    stop: threading.Event,
+    say: Callable[[str], None],
 ) -> Manifest:
     """The dataset's manifest, listed now if there is none.
 
     Raises:
+        InterruptedJobError: ``stop`` was set in the middle of the listing.
         UsageError: it was made from another source or with another limit, or the source holds no image.
     """
     manifest = load_manifest(dest)
@@ -56,7 +64,7 @@ def ensure_manifest(
     manifest = write_manifest(
         dest,
         source.root,
-        list_images(source, job.limit),
+        _until(stop, list_images(source, job.limit)),
         source.uri,
         cut,
         limit=job.limit,
@@ -64,6 +72,13 @@ def ensure_manifest(
     )
     say(f"{manifest.rows:,} images, {manifest.bytes / 2**20:,.1f} MiB, {manifest.chunks:,} chunk(s)")
     return manifest
+
+
+def _until(stop: threading.Event, objects: Iterator[ObjectInfo]) -> Iterator[ObjectInfo]:
+    for item in objects:
+        if stop.is_set():
+            raise InterruptedJobError("stopped while listing; the same command lists anew")
+        yield item
 
 
 def shard_rows(rows: int, size: int, extractor: Extractor) -> int:

@@ -1,0 +1,115 @@
+"""What a worker makes of a chunk, without Ray: order, batches, rejects, and what it refuses to write."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import jobs
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.actor import ChunkResult, ChunkWorker, WorkerConfig
+from pipeline.config import ImageLimits, ModelConfig, StorageConfig
+from pipeline.errors import InterruptedJobError
+from pipeline.extractor import Extractor, load_extractor
+from pipeline.manifest import Cut, ManifestReader, write_manifest
+from pipeline.preflight import _until
+from pipeline.read import read_chunk
+from pipeline.source import list_images
+from pipeline.storage import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import pyarrow as pa
+
+CONFIG = WorkerConfig(batch_size=4, decode_threads=2, decode_timeout_s=60.0, poison_attempts=3)
+
+
+@pytest.fixture(scope="module")
+def extractor() -> Extractor:
+    return load_extractor(ModelConfig("test_vit", "random:0", precision="fp32"), ImageLimits())
+
+
+@pytest.fixture
+def row(tmp_path: Path, photographs: Mapping[str, bytes]) -> pa.Table:
+    """A chunk of ten images, the fourth of which is no image."""
+    paths = jobs.write_corpus(tmp_path / "photos", photographs, 10)
+    sorted(paths)[3].write_bytes(b"no image")
+    source, dest = (open_store(str(tmp_path / name), StorageConfig()) for name in ("photos", "out"))
+    write_manifest(dest, source.root, list_images(source), source.uri, Cut(10, 1 << 20, 1000))
+    return read_chunk(ManifestReader(dest), source, 0, 0, 1 << 20)
+
+
+def process(
+    extractor: Extractor, row: pa.Table, folder: Path, config: WorkerConfig = CONFIG, attempt: int = 1
+) -> tuple[ChunkResult, list[dict[str, Any]]]:
+    worker = ChunkWorker(extractor, open_store(str(folder), StorageConfig()), config)
+    result = worker.process(row, attempt)
+    return result, pq.read_table(folder / "_raysight/chunks/shard-000000/00000.parquet").to_pylist()
+
+
+def test_rows_come_in_the_order_of_the_manifest_each_with_its_own_vector(
+    extractor: Extractor, row: pa.Table, tmp_path: Path
+) -> None:
+    result, rows = process(extractor, row, tmp_path / "out")
+    assert [item["uri"] for item in rows] == row["uri"][0].as_py()
+    assert (result.rows, result.rejects) == (10, {"NotAnImage": 1})
+    assert [bool(item["error"]) for item in rows] == [index == 3 for index in range(10)]
+    for item, data in zip(rows, row["data"][0].as_py(), strict=True):
+        if item["error"]:
+            assert item["embedding"] is None
+            continue
+        alone = extractor.forward([extractor.prepare(data).pixels])["embedding"][0]
+        np.testing.assert_allclose(item["embedding"], alone, rtol=0, atol=1e-5)
+
+
+def test_a_chunk_that_killed_its_workers_is_decoded_elsewhere_with_the_same_result(
+    extractor: Extractor, row: pa.Table, tmp_path: Path
+) -> None:
+    _, expected = process(extractor, row, tmp_path / "a")
+    result, found = process(extractor, row, tmp_path / "b", attempt=4)
+    assert found == expected
+    assert result.attempt == 4
+
+
+class Overflowing(Extractor):
+    """Gives infinity for the second image of every batch, as fp16 does when a model overflows."""
+
+    def forward(self, batch: Sequence[np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+        features = super().forward(batch)
+        features["embedding"][1:2, 0] = np.inf
+        return features
+
+
+def test_what_is_not_finite_is_rejected_and_the_others_keep_their_vectors(
+    row: pa.Table, tmp_path: Path, extractor: Extractor
+) -> None:
+    _, expected = process(extractor, row, tmp_path / "a")
+    overflowing = load_extractor(ModelConfig("test_vit", "random:0", precision="fp32"), ImageLimits())
+    overflowing.__class__ = Overflowing
+    result, rows = process(overflowing, row, tmp_path / "b")
+    assert result.rejects == {"NotAnImage": 1, "NotFinite": 2}
+    assert [item["uri"] for item in rows] == [item["uri"] for item in expected]
+    lost = [index for index, item in enumerate(rows) if item["error"] == "NotFinite"]
+    assert lost == [1, 6]  # the second of the batches (0, 1, 2, 4) and (5, 6, 7, 8); (9,) has none
+    for index, item in enumerate(rows):
+        if index not in lost:
+            assert item["embedding"] == expected[index]["embedding"]
+
+
+def test_a_result_survives_its_way_through_a_table(extractor: Extractor, row: pa.Table, tmp_path: Path) -> None:
+    result, _ = process(extractor, row, tmp_path / "out")
+    assert ChunkResult.from_row(result.to_table().to_pylist()[0]) == result
+
+
+def test_a_listing_that_is_asked_to_stop_stops() -> None:
+    stop = threading.Event()
+    objects = _until(stop, iter([1, 2, 3]))  # type: ignore[arg-type]
+    assert next(objects) == 1
+    stop.set()
+    with pytest.raises(InterruptedJobError, match="lists anew"):
+        next(objects)
