@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 from timm.data import create_transform
-from torch.nn.functional import interpolate
 
 from pipeline.decode import decode_image, decode_pixels
 from pipeline.errors import RejectError, UsageError
+from pipeline.resize import resize_and_crop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,9 +22,6 @@ if TYPE_CHECKING:
 
 PRESET_SIZES: Mapping[Preset, int | None] = {"timm": None, "dinov2-224": 224}
 """Side of the crop in pixels that a preset asks for; None is the model's own."""
-
-_WASTE = 4
-"""How many times the crop's area a resize may compute before another way is cheaper."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +116,6 @@ class Preprocessor:
     def __init__(self, config: PreprocessConfig, limits: ImageLimits) -> None:
         self.config = config
         self.limits = limits
-        # The fast resize covers what nearly every timm model uses; the rest goes timm's way after the fast decode.
-        self._resizes_fast = (
-            config.crop_mode == "center"
-            and config.interpolation in ("bicubic", "bilinear")
-            and config.height == config.width
-        )
         self._transform = timm_transform(config, normalize=False)
 
     def prepare(self, data: bytes | memoryview) -> Prepared:
@@ -146,13 +135,13 @@ class Preprocessor:
     def _prepare(self, data: bytes | memoryview) -> Prepared:
         if self.config.implementation == "reference":
             image = decode_image(data, self.limits)
+            self._check_resized(image.width, image.height)
             return Prepared(self._timm(image), image.width, image.height)
         pixels = decode_pixels(data, self.limits)
         height, width = pixels.shape[:2]
-        if self._resizes_fast:
-            self._check_resized(width, height)
-            return Prepared(self._resize_and_crop(pixels), width, height)
-        return Prepared(self._timm(Image.fromarray(pixels)), width, height)
+        self._check_resized(width, height)
+        crop = resize_and_crop(pixels, self.config)
+        return Prepared(self._timm(Image.fromarray(pixels)) if crop is None else crop, width, height)
 
     def _check_resized(self, width: int, height: int) -> None:
         """timm resizes the whole image before it crops, which would blow a strip up without bound.
@@ -171,70 +160,5 @@ class Preprocessor:
 
     def _timm(self, image: Image.Image) -> NDArray[np.uint8]:
         """timm's transform, verbatim."""
-        self._check_resized(image.width, image.height)
         pixels: NDArray[np.uint8] = np.ascontiguousarray(self._transform(image).permute(1, 2, 0).numpy())
         return pixels
-
-    def _resize_and_crop(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """timm's ``Resize`` (shorter side) and ``CenterCrop``, computing only what the crop keeps.
-
-        (h, w, 3) uint8 to (H, W, 3) uint8; within 2 levels of Pillow's antialiased resize.
-        """
-        config = self.config
-        height, width = pixels.shape[:2]
-        # Sizes and offsets as torchvision computes them (Resize with an int size, CenterCrop).
-        shorter = math.floor(config.height / config.crop_pct)
-        if width <= height:
-            new_width, new_height = shorter, int(shorter * height / width)
-        else:
-            new_width, new_height = int(shorter * width / height), shorter
-        # Where the crop pads, or where Pillow resizes the height first (it does so for tall images that shrink; the
-        # rounding between the passes then differs in every pixel), the numbers are Pillow's own.
-        pads = new_width < config.width or new_height < config.height
-        if pads or (height > 2 * width and new_height < height):
-            return self._timm(Image.fromarray(pixels))
-        top, left = round((new_height - config.height) / 2), round((new_width - config.width) / 2)
-        rows, out_rows, skip_rows = aligned_box(height, new_height, top, config.height)
-        columns, out_columns, skip_columns = aligned_box(width, new_width, left, config.width)
-        if out_rows * out_columns > _WASTE * config.height * config.width:
-            # A strip without a usable alignment. Pillow takes fractional boxes, at a third of the speed.
-            across, down = width / new_width, height / new_height
-            filter_ = Image.Resampling[config.interpolation.upper()]
-            image = Image.fromarray(pixels).resize(
-                (config.width, height), filter_, box=(left * across, 0, (left + config.width) * across, height)
-            )
-            image = image.resize(
-                (config.width, config.height), filter_, box=(0, top * down, config.width, (top + config.height) * down)
-            )
-            return np.array(image)
-        source = torch.from_numpy(pixels[rows, columns]).permute(2, 0, 1).unsqueeze(0)
-        resized = interpolate(
-            source, size=(out_rows, out_columns), mode=config.interpolation, antialias=True, align_corners=False
-        )
-        crop = resized[0, :, skip_rows : skip_rows + config.height, skip_columns : skip_columns + config.width].permute(
-            1, 2, 0
-        )
-        return crop.contiguous().numpy()
-
-
-def aligned_box(source: int, target: int, offset: int, length: int) -> tuple[slice, int, int]:
-    """The least part of one axis whose resize gives the same numbers as the whole's, over the cropped range.
-
-    A resize of ``source`` to ``target`` samples repeats its phase every ``target / gcd`` outputs, which is exactly
-    ``source / gcd`` inputs; a box that starts and ends on such a period keeps every sample position. It also keeps
-    the filter's whole support (Pillow's bicubic reaches 2 samples, or 2 scales when it shrinks) on both sides.
-
-    Returns:
-        the slice of the source, the size it is resized to, and how many of those outputs precede the crop.
-    """
-    divisor = math.gcd(source, target)
-    period_in, period_out = source // divisor, target // divisor
-    scale = source / target
-    support = math.ceil(2 * max(scale, 1.0) / scale) + 1
-    first = max(0, offset - support) // period_out
-    last = min(divisor, -(-(offset + length + support) // period_out))
-    return (
-        slice(first * period_in, last * period_in),
-        (last - first) * period_out,
-        offset - first * period_out,
-    )

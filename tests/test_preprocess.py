@@ -19,7 +19,8 @@ from torchvision.transforms import v2
 
 from pipeline.config import ImageLimits
 from pipeline.errors import RejectError, UsageError
-from pipeline.preprocess import PreprocessConfig, Preprocessor, aligned_box, resolve_preset, timm_transform
+from pipeline.preprocess import PreprocessConfig, Preprocessor, resolve_preset, timm_transform
+from pipeline.resize import aligned_box
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -213,7 +214,7 @@ def test_whatever_a_decoder_raises_becomes_a_reject_of_that_image(
         raise ZeroDivisionError("in the resize")
 
     preprocessor = Preprocessor(replace(CENTER, implementation="fast"), LIMITS)
-    monkeypatch.setattr(preprocessor, "_resize_and_crop", fail)
+    monkeypatch.setattr("pipeline.preprocess.resize_and_crop", fail)
     with pytest.raises(RejectError) as caught:
         preprocessor.prepare(lossless(rocket))
     assert (caught.value.error, caught.value.message) == ("Corrupt", "ZeroDivisionError: in the resize")
