@@ -20,7 +20,7 @@ from pipeline.errors import (
     UnsupportedError,
     UsageError,
 )
-from pipeline.storage import Fetched, ObjectInfo, read_judgement
+from pipeline.store import Fetched, ObjectInfo, read_judgement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from pipeline.errors import RejectError, UnavailableError
 from pipeline.manifest import ManifestReader
-from pipeline.storage import Fetched, open_store, read_judgement
+from pipeline.storage import Fetched, open_store
+from pipeline.store import read_judgement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -26,7 +26,7 @@ from pipeline.errors import (
 )
 from pipeline.s3_clients import S3Clients
 from pipeline.s3_errors import GONE_BUCKET, already_exists, code, translate
-from pipeline.storage import Fetched, ObjectInfo, read_judgement
+from pipeline.store import Fetched, ObjectInfo, read_judgement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

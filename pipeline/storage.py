@@ -1,102 +1,18 @@
-"""One small interface over a local folder and a bucket; everything raysight reads or writes goes through it."""
+"""Opens a folder or a bucket by its URL; everything raysight reads or writes goes through such a store."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from pipeline.errors import RejectError, UsageError
+from pipeline.errors import UsageError
+from pipeline.local import LocalStore
+from pipeline.store import Fetched, ObjectInfo, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
-
     from pipeline.config import StorageConfig
 
-
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
-    """One object of a listing.
-
-    Attributes:
-        key: name relative to the store's root.
-        size: bytes.
-        version: changes when the content does: the ETag of a bucket, size and mtime (ns) of a file.
-    """
-
-    key: str
-    size: int
-    version: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """The bytes of one object and the version they belong to."""
-
-    data: bytes
-    version: str
-
-
-class Store(Protocol):
-    """Objects below a root. Every call raises a :class:`~pipeline.errors.StorageError` on failure."""
-
-    @property
-    def root(self) -> str:
-        """What stands before a key in a URI, such as ``s3://bucket/prefix/`` or ``/data/photos/``."""
-
-    def check(self, *, missing_ok: bool = False) -> None:
-        """One contact that fails soon, before any work or when reads have failed.
-
-        Args:
-            missing_ok: a folder may still have to be made (a bucket never is).
-
-        Raises:
-            UsageError: there is no such bucket or folder.
-            StorageError: it cannot be reached or used.
-        """
-
-    def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Objects whose key starts with ``prefix``, streamed; what is half-written is not among them."""
-
-    def get(self, key: str) -> bytes:
-        """The object's bytes. Raises NotFoundError when it does not exist."""
-
-    def get_tail(self, key: str, size: int) -> bytes:
-        """The last ``size`` bytes of an object, or all where it has fewer. Raises NotFoundError."""
-
-    def fetch_many(self, keys: Sequence[str], max_bytes: int) -> list[Fetched | RejectError]:
-        """Many objects at once, in order; what is wrong with one object stands in its place.
-
-        An object that the store failed to deliver after all retries is an ``Unavailable`` one: whether that is bad
-        luck of one object or an outage is for the caller to tell. What is wrong with the whole store (its folder or
-        bucket is gone, the credentials are no longer good) is Unavailable as well.
-        """
-
-    def put(self, key: str, data: bytes) -> None:
-        """Writes or replaces an object atomically and durably."""
-
-    def put_file(self, key: str, path: Path, *, replace: bool = True) -> bool:
-        """Uploads a file atomically; with ``replace=False`` an existing object wins and False comes back.
-
-        Where the store lacks conditional puts, two uploads at the same moment can both win.
-        """
-
-    def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Creates an object, or returns False if it exists. Raises UnsupportedError where the store cannot."""
-
-    def delete(self, keys: Sequence[str]) -> None:
-        """Deletes objects; those already gone count as deleted."""
-
-    def sweep(self, prefix: str) -> int:
-        """Deletes what writers that died left half-written below ``prefix``; returns how many."""
-
-    def uri(self, key: str) -> str:
-        """What stands for the object in the ``uri`` column."""
-
-    def key(self, uri: str) -> str:
-        """The inverse of :meth:`uri`."""
-
+__all__ = ["Fetched", "ObjectInfo", "Store", "open_store", "scheme"]
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -115,24 +31,10 @@ def open_store(url: str, config: StorageConfig) -> Store:
     """
     match scheme(url):
         case "s3":
-            from pipeline.s3 import S3Store  # boto3 takes a while to import
+            from pipeline.s3 import S3Store  # only now: boto3 takes a while to import
 
             return S3Store(url, config)
         case "" | "file":
-            from pipeline.local import LocalStore
-
             return LocalStore(url)
         case other:
             raise UsageError(f"{url}: the scheme {other}:// is not supported; use a local path or s3://bucket/prefix")
-
-
-def read_judgement(name: str, uri: str) -> RejectError:
-    """The reject row for an object that cannot be read, worded alike for every store."""
-    messages = {
-        "NotFound": "the object is gone (it was there when the source was listed)",
-        "Forbidden": "reading the object is not allowed with these credentials",
-        "Changed": "the object changed after it was listed",
-        "TooManyBytes": "the object is larger than max_bytes",
-        "Unavailable": "the store failed to deliver the object after all retries",
-    }
-    return RejectError("read", name, f"{messages[name]}: {uri}")
