@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 import time
@@ -83,7 +84,14 @@ class ChunkWorker:
         self._dest = dest
         self._config = config
         self._device = threading.Lock()
-        self._pool = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
+        import torch  # not at the top: a seal worker has no use for it
+
+        # torch keeps a number of threads for each thread. A resize on one is a tenth cheaper, and its helpers would
+        # wait in a loop for work, on cores that other decode threads need; the forward has all that were set.
+        self._use_forward_threads = functools.partial(torch.set_num_threads, torch.get_num_threads())
+        self._pool = ThreadPoolExecutor(
+            config.decode_threads, thread_name_prefix="decode", initializer=torch.set_num_threads, initargs=(1,)
+        )
 
     def process(self, row: pa.Table, attempt: int = 1) -> ChunkResult:
         """Extracts one chunk and commits it.
@@ -134,7 +142,8 @@ class ChunkWorker:
         rejects = row["reject"].combine_chunks().values
         for index in range(len(data)):
             if data[index].is_valid:
-                yield memoryview(data[index].as_buffer())
+                # Arrow calls its bytes signed, which simplejpeg refuses, and Pillow would decode in its place.
+                yield memoryview(data[index].as_buffer()).cast("B")
             else:
                 yield RejectError(**rejects[index].as_py())
 
@@ -181,6 +190,7 @@ class ChunkWorker:
     def _forward(self, work: _Work, batch: dict[int, Prepared]) -> None:
         """One batch through the model; keys of ``batch`` are places in the chunk."""
         with self._device:
+            self._use_forward_threads()
             before = time.perf_counter()
             features = self._extractor.forward([image.pixels for image in batch.values()])
             work.forward_seconds += time.perf_counter() - before

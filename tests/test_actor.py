@@ -9,6 +9,7 @@ import jobs
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import simplejpeg
 
 from pipeline.actor import ChunkResult, ChunkWorker, WorkerConfig
 from pipeline.config import ImageLimits, ModelConfig, StorageConfig
@@ -65,6 +66,13 @@ def test_rows_come_in_the_order_of_the_manifest_each_with_its_own_vector(
             continue
         alone = extractor.forward([extractor.prepare(data).pixels])["embedding"][0]
         np.testing.assert_allclose(item["embedding"], alone, rtol=0, atol=1e-5)
+
+
+def test_the_bytes_of_a_chunk_lie_so_that_libjpeg_turbo_takes_them(row: pa.Table) -> None:
+    items = list(ChunkWorker._items(row))
+    for index, data in enumerate(row["data"][0].as_py()):
+        if index != 3:
+            np.testing.assert_array_equal(simplejpeg.decode_jpeg(items[index]), simplejpeg.decode_jpeg(data))
 
 
 def test_a_chunk_that_killed_its_workers_is_decoded_elsewhere_with_the_same_result(
