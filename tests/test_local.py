@@ -290,7 +290,7 @@ def test_writing_goes_on_while_others_delete_the_folder(store: LocalStore) -> No
     stop = threading.Event()
 
     def delete() -> None:
-        while not stop.is_set():
+        while not stop.wait(0.0005):
             store.delete(["chunks/other"])
 
     with ThreadPoolExecutor(1) as pool:

@@ -14,6 +14,7 @@ from s3_server import Bucket, S3Server, use_environment
 
 from pipeline.config import StorageConfig
 from pipeline.errors import NotFoundError, RejectError, UnavailableError, UnsupportedError, UsageError
+from pipeline.s3_clients import bucket_region
 from pipeline.storage import Fetched, open_store
 
 if TYPE_CHECKING:
@@ -200,6 +201,14 @@ def test_a_bucket_that_does_not_exist_is_named_by_the_first_contact(bucket: Buck
     with pytest.raises(UsageError, match=f"no bucket nobody-made-this at {bucket.server.url}"):
         open_store("s3://nobody-made-this/photos", CONFIG).check()
     open_store(f"{bucket.url}/photos", CONFIG).check(missing_ok=True)
+
+
+def test_the_region_of_a_bucket_is_asked_for_and_guessed_where_nobody_says(s3: S3Server) -> None:
+    client = s3.client()
+    client.create_bucket(Bucket="far-away", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+    assert client.meta.region_name == "us-east-1"
+    assert bucket_region("far-away", client) == "eu-west-1"
+    assert bucket_region("nobody-made-this", client) == "us-east-1"
 
 
 def test_a_url_without_a_bucket_is_refused() -> None:
