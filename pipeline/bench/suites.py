@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     Say = Callable[[str], None]
     Plan = dict[str, tuple[str, dict[str, Any]]]
 
+_FAST_DEVICE = {"batch_size": 64, "chunk_rows": 256}
+"""The slice stands for a device that never keeps anybody waiting: a GPU's batches, a GPU's chunks in small."""
+
 _GUIDE_RATIO, _LIMIT_RATIO, _FORWARD_RATIO = 7.0, 0.6, 0.95
 
 
@@ -36,7 +39,10 @@ def feed(work: Path, images: int, peer_images: int, rounds: int, timeout_s: floa
     plan: Plan = {
         "limit, threads": ("limit:threads", {"source": source, "images": images}),
         "limit, processes": ("limit:processes", {"source": source, "images": images}),
-        "raysight": ("job:run", {"source": source, "dest": str(work / "raysight"), "extractor": "slice", "job": {}}),
+        "raysight": (
+            "job:run",
+            {"source": source, "dest": str(work / "raysight"), "extractor": "slice", "job": _FAST_DEVICE},
+        ),
         "Ray Data, as its guide": ("peers:guide", {**peer, "dest": str(work / "guide")}),
         "torch DataLoader": (
             "peers:dataloader",
