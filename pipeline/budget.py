@@ -144,7 +144,7 @@ def _cpus(job: JobConfig, nodes: Sequence[Node], gpus: float, *, can_grow: bool)
     if job.cpus_per_actor is not None:
         if job.cpus_per_actor < least:
             raise UsageError(f"--cpus-per-actor {job.cpus_per_actor:g} is too little; {least:g} is the least")
-        if job.cpus_per_actor > largest > 0 and not can_grow:
+        if job.cpus_per_actor > largest >= least and not can_grow:
             return largest, [
                 f"--cpus-per-actor {job.cpus_per_actor:g} scaled down to {largest:g}: the node has no more"
             ]

@@ -130,6 +130,11 @@ def test_threads_follow_the_cpus_of_an_actor_and_are_never_none() -> None:
     assert (shared.threads, shared.decode_threads) == (1, 1)
 
 
+def test_a_node_too_small_for_an_actors_reads_is_refused_not_scaled_down_to() -> None:
+    with pytest.raises(UsageError, match="no node can hold an actor of 1 CPUs"):
+        make_budget(JobConfig(cpus_per_actor=1.0, read_tasks_per_actor=5), [node(0.25)], can_grow=False)
+
+
 NODES = st.lists(
     st.builds(
         Node,
