@@ -84,6 +84,7 @@ def run(
     end = time.monotonic()
     stop.set()
     sampler.join()
+    samples.append((timelines[0].rows, resident_mib()))
     timeline = timelines[0]
     assert summary.complete, "the job did not end"
     assert timeline.first is not None, "the job had nothing to do"

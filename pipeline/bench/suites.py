@@ -144,7 +144,7 @@ def memory(work: Path, sizes: Sequence[tuple[int, int]], timeout_s: float, say: 
         chunks = -(-count // chunk_rows)
         working = [(done / chunk_rows, mib) for done, mib in result["memory"] if done]
         warm = [point for point in working if point[0] >= chunks / 10] or working
-        growth = slope(warm) * 1024
+        growth = slope([point for point in working if point[0] >= chunks / 2] or working[-1:]) * 1024
         rows.append(
             [
                 f"{count:,}",
@@ -163,7 +163,15 @@ def memory(work: Path, sizes: Sequence[tuple[int, int]], timeout_s: float, say: 
     return {"results": results}
 
 
-_MEMORY_HEADER = ["rows", "chunks", "MiB at 10 %", "MiB at the end", "MiB, peak", "KiB a chunk", "images/s, steady"]
+_MEMORY_HEADER = [
+    "rows",
+    "chunks",
+    "MiB at 10 %",
+    "at the end",
+    "at most",
+    "KiB a chunk, second half",
+    "images/s, steady",
+]
 
 
 def _rounds(
