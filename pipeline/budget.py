@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pipeline.cluster import Node
     from pipeline.config import JobConfig
@@ -23,6 +23,16 @@ _RAY_UNITS = 10_000  # to a CPU: the finest share that Ray knows
 
 READ_CPUS = 0.05
 """CPUs that Ray sets aside for a read task: it waits for the network most of the time."""
+
+ALLOCATOR: Mapping[str, str] = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+"""The environment of an actor without a GPU: glibc keeps freed memory, in huge pages. As it comes, every layer of a
+forward maps its activations anew and faults in each page, 5,000 to 50,000 an image: 6 to 8 % of the time, against some
+200 MiB (docs/performance.md)."""
 
 _CPU_ACTOR = 4
 """CPUs of an actor without a GPU, or nearly so that none is left over: a forward of two images scales that far."""

@@ -19,7 +19,7 @@ from ray.data.datasource import Datasource, ReadTask
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.actor import ChunkResult
-from pipeline.budget import READ_CPUS
+from pipeline.budget import ALLOCATOR, READ_CPUS
 from pipeline.errors import RaysightError, UnavailableError
 from pipeline.raystats import ForgetBlockStats
 from pipeline.read import read_chunks
@@ -121,6 +121,7 @@ def build_dataset(spec: JobSpec, source: ChunkSource, coordinator: Any) -> ray.d
             num_cpus=budget.ray_cpus,
             num_gpus=budget.gpus_per_actor or None,
             memory=budget.memory_per_actor,
+            runtime_env={} if budget.gpus_per_actor else {"env_vars": dict(ALLOCATOR)},
         )
 
 

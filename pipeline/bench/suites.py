@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline.bench.corpus import write_corpus, write_tiny
 from pipeline.bench.runner import measure
 from pipeline.bench.table import ratios, render, slope, spread, verdict
+from pipeline.budget import ALLOCATOR
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     Say = Callable[[str], None]
@@ -49,7 +50,8 @@ def feed(work: Path, images: int, peer_images: int, rounds: int, timeout_s: floa
             {**peer, "dest": str(work / "dataloader")},
         ),
     }
-    results = _rounds(plan, rounds, timeout_s, say)
+    # The limits get what raysight's actors get.
+    results = _rounds(plan, rounds, timeout_s, say, dict.fromkeys(("limit, threads", "limit, processes"), ALLOCATOR))
     steady = {name: [item["steady"] for item in items] for name, items in results.items()}
     limit = max(("limit, threads", "limit, processes"), key=lambda name: median(steady[name]))
     rows = [
@@ -105,7 +107,9 @@ def forward(
             {"source": source, "dest": str(work / "raysight"), "extractor": "model", "job": job, "model": model},
         ),
     }
-    results = _rounds(plan, rounds, timeout_s, say)
+    # The job's actors have it from the job itself.
+    environment = {} if budget.gpus_per_actor else {"bare forward loop": ALLOCATOR}
+    results = _rounds(plan, rounds, timeout_s, say, environment)
     steady = {name: [item["steady"] for item in items] for name, items in results.items()}
     rows = [
         [name, f"{images:,}", spread(values, 3), spread(ratios(values, steady["bare forward loop"]), 3)]
@@ -179,12 +183,12 @@ def _rounds(
     rounds: int,
     timeout_s: float,
     say: Say,
-    environment: dict[str, str] | None = None,
+    environment: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in plan}
     for number in range(rounds):
         for name, (where, arguments) in plan.items():
-            result = measure(where, arguments, timeout_s=timeout_s, environment=environment)
+            result = measure(where, arguments, timeout_s=timeout_s, environment=(environment or {}).get(name))
             result.pop("memory", None)
             results[name].append(result)
             say(f"round {number + 1}: {name}: {result['steady']:,.2f} images/s")
