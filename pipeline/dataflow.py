@@ -43,6 +43,7 @@ _TASKS_PER_ACTOR = 4  # Ray Data grows the pool only when queued calls exceed 1.
 _INIT_DEATHS = 10  # actors that may die while loading, in a row, before the job gives up (spot losses)
 _CHUNKS_PER_READ_TASK = 16
 _POLL_S = 0.2
+_RAYS_ADVICE = "\nFailed to "  # Ray Data appends advice on its own settings to every error message
 
 
 class ChunkSource(Datasource):  # type: ignore[misc]  # ray ships no types
@@ -179,7 +180,7 @@ def _explain(error: BaseException) -> RaysightError:
     root = error
     while True:
         if isinstance(root, RaysightError) and type(root).__module__ == RaysightError.__module__:
-            return root
+            return type(root)(str(root).partition(_RAYS_ADVICE)[0])
         cause = getattr(root, "cause", None)
         below = cause if isinstance(cause, BaseException) else root.__cause__
         if below is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,9 @@ from safetensors.torch import save_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+# Ray reads its token once in a process, and a cluster of this process must know the same one.
+os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
 
 # Photographs alone, of the pictures in the wheels of scikit-image and scikit-learn; 205×246 to 1411×1411 pixels.
 _SKIMAGE = (

@@ -132,7 +132,9 @@ def test_our_own_error_is_found_below_rays_wrappers() -> None:
 
     from pipeline.dataflow import _explain
 
-    wrapped = RayTaskError("read", "Traceback …", UnavailableError("the store is down")).as_instanceof_cause()
+    wrapped = RayTaskError(
+        "read", "Traceback …", UnavailableError("the store is down\nFailed to apply UDF …")
+    ).as_instanceof_cause()
     found = _explain(wrapped)
     assert type(found) is UnavailableError
     assert isinstance(found, StorageError)
