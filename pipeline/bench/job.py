@@ -14,33 +14,29 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.bench.stubs import EmptyExtractor, SliceExtractor
 from pipeline.config import Config, ImageLimits, JobConfig, ModelConfig
+from pipeline.extractor import load_extractor
 from pipeline.job import run_job
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from pipeline.extractor import Extractor
 
-_FACTORIES: dict[str, Callable[..., Extractor] | None] = {
+_FACTORIES: Mapping[str, Callable[[ModelConfig], Extractor]] = {
     "slice": functools.partial(SliceExtractor, limits=ImageLimits()),
     "empty": functools.partial(EmptyExtractor, limits=ImageLimits()),
-    "model": None,
+    "model": functools.partial(load_extractor, limits=ImageLimits()),
 }
 _SAMPLE_S = 0.25
 
 
 class _Timeline(Progress):
-    """Notes when the first result came, and the last seal."""
+    """Notes when the last shard was sealed."""
 
     def __init__(self, total: int, done: int) -> None:
         super().__init__(total, done, io.StringIO())
         self.sealed = 0.0
-        self.first: tuple[float, int] | None = None
-
-    def add(self, rows: int, rejects: int) -> None:
-        super().add(rows, rejects)
-        self.first = self.first or (time.monotonic(), self.rows)
 
     def finish(self) -> None:
         """The job calls this once all is sealed."""
@@ -62,10 +58,10 @@ def run(
 
     Returns:
         ``images``; ``whole``: images/s from the call to its return, Ray's start and stop included; ``steady``:
-        images/s from the first committed chunk to the last seal (``whole`` where one chunk is all). Reads run ahead
-        while the actors start; that time is charged with the CPU time of every read on all cores, as if none had.
-        ``first_s`` and ``whole_s``: seconds to the first chunk and in all; ``memory``: pairs of (images done,
-        resident MiB of the driver), sampled.
+        images/s from the moment that an actor had its extractor to the last seal. Reads run ahead while the actors
+        start; that time is charged with the CPU time of every read on all cores, as if none had. ``first_s`` and
+        ``whole_s``: seconds to that moment and in all; ``memory``: pairs of (images done, resident MiB of the
+        driver), sampled.
     """
     shutil.rmtree(dest, ignore_errors=True)
     Path(dest).mkdir(parents=True)
@@ -79,26 +75,35 @@ def run(
     sampler = threading.Thread(target=_sample, args=(timelines, samples, stop), daemon=True)
     sampler.start()
     config = Config(source, dest, model=ModelConfig(**(model or {})), job=JobConfig(**job))
+    moments = Path(f"{dest}.moments")
+    moments.unlink(missing_ok=True)
+    factory = functools.partial(_noting, _FACTORIES[extractor], str(moments))
     start = time.monotonic()
-    summary = run_job(config, factory=_FACTORIES[extractor], progress=progress, say=lambda _: None)
+    summary = run_job(config, factory=factory, progress=progress, say=lambda _: None)
     end = time.monotonic()
     stop.set()
     sampler.join()
     samples.append((timelines[0].rows, resident_mib()))
-    timeline = timelines[0]
     assert summary.complete, "the job did not end"
-    assert timeline.first is not None, "the job had nothing to do"
-    (first, warm), whole = timeline.first, summary.rows / (end - start)
-    window = timeline.sealed - first + _read_cpu_s(dest) / len(os.sched_getaffinity(0))
+    _, ready, *_ = map(float, moments.read_text().split())  # the first is that of the driver
+    window = timelines[0].sealed - ready + _read_cpu_s(dest) / len(os.sched_getaffinity(0))
     return {
         "images": summary.rows,
         "rejects": summary.rejects,
-        "whole": whole,
-        "steady": (summary.rows - warm) / window if summary.rows > warm else whole,
-        "first_s": first - start,
+        "whole": summary.rows / (end - start),
+        "steady": summary.rows / window,
+        "first_s": ready - start,
         "whole_s": end - start,
         "memory": samples,
     }
+
+
+def _noting(factory: Callable[[ModelConfig], Extractor], moments: str, model: ModelConfig) -> Extractor:
+    """Makes an extractor, and notes when it was there, by the clock that all processes of a Linux machine share."""
+    extractor = factory(model)
+    with Path(moments).open("a") as file:
+        file.write(f"{time.monotonic()}\n")
+    return extractor
 
 
 def _read_cpu_s(dest: str) -> float:
