@@ -59,9 +59,9 @@ def run(
     Returns:
         ``images``; ``whole``: images/s from the call to its return, Ray's start and stop included; ``steady``:
         images/s from the moment that an actor had its extractor to the last seal. Reads run ahead while the actors
-        start; that time is charged with the CPU time of every read on all cores, as if none had. ``first_s`` and
-        ``whole_s``: seconds to that moment and in all; ``memory``: pairs of (images done, resident MiB of the
-        driver), sampled.
+        start; that time is charged with the CPU time of every read on all cores, as if none had. ``busy``: share of
+        it in which a forward ran (of one actor). ``first_s`` and ``whole_s``: seconds to that moment and in all;
+        ``memory``: pairs of (images done, resident MiB of the driver), sampled.
     """
     shutil.rmtree(dest, ignore_errors=True)
     Path(dest).mkdir(parents=True)
@@ -86,12 +86,13 @@ def run(
     samples.append((timelines[0].rows, resident_mib()))
     assert summary.complete, "the job did not end"
     _, ready, *_ = map(float, moments.read_text().split())  # the first is that of the driver
-    window = timelines[0].sealed - ready + _read_cpu_s(dest) / len(os.sched_getaffinity(0))
+    log, working = _run_log(dest), timelines[0].sealed - ready
     return {
         "images": summary.rows,
         "rejects": summary.rejects,
         "whole": summary.rows / (end - start),
-        "steady": summary.rows / window,
+        "steady": summary.rows / (working + log["read_cpu_seconds"] / len(os.sched_getaffinity(0))),
+        "busy": log["forward_seconds"] / working,
         "first_s": ready - start,
         "whole_s": end - start,
         "memory": samples,
@@ -106,11 +107,10 @@ def _noting(factory: Callable[[ModelConfig], Extractor], moments: str, model: Mo
     return extractor
 
 
-def _read_cpu_s(dest: str) -> float:
-    """CPU seconds of all reads, from the run's own figures."""
+def _run_log(dest: str) -> dict[str, Any]:
     (log,) = Path(dest).glob("_raysight/run-*.json")
-    seconds: float = json.loads(log.read_text())["read_cpu_seconds"]
-    return seconds
+    values: dict[str, Any] = json.loads(log.read_text())
+    return values
 
 
 def _sample(timelines: list[_Timeline], samples: list[tuple[int, float]], stop: threading.Event) -> None:

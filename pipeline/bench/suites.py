@@ -121,6 +121,7 @@ def forward(
         " median (range)"
     )
     say(render(["what", "images", "images/s, steady", "of the bare loop"], rows))
+    say(f"a forward ran in {median(item['busy'] for item in results['raysight']):.1%} of raysight's time")
     for line in verdict(
         {"raysight ÷ bare loop": (median(ratios(steady["raysight"], steady["bare forward loop"])), _FORWARD_RATIO)}
     ):
