@@ -31,7 +31,7 @@ ALLOCATOR: Mapping[str, str] = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 """The environment of an actor without a GPU: glibc keeps freed memory, in huge pages. As it comes, every layer of a
-forward maps its activations anew and faults in each page, 5,000 to 50,000 an image: 6 to 8 % of the time, against some
+forward maps its activations anew and faults in each page, 5,000 to 50,000 an image: 6 to 13 % of the time, against some
 200 MiB (docs/performance.md)."""
 
 _CPU_ACTOR = 4
