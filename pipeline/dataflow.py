@@ -42,6 +42,7 @@ _CALLS_PER_ACTOR = 2  # one decodes or commits while the other holds the device
 _TASKS_PER_ACTOR = 4  # Ray Data grows the pool only when queued calls exceed 1.75 × concurrent ones
 _INIT_DEATHS = 10  # actors that may die while loading, in a row, before the job gives up (spot losses)
 _CHUNKS_PER_READ_TASK = 16
+_CHUNKS_AHEAD = 3 * _TASKS_PER_ACTOR  # for each actor: those it was handed, and two more rounds
 _POLL_S = 0.2
 _RAYS_ADVICE = "\nFailed to "  # Ray Data appends advice on its own settings to every error message
 
@@ -97,6 +98,10 @@ def build_dataset(spec: JobSpec, source: ChunkSource, coordinator: Any) -> ray.d
     context.actor_task_retry_on_errors = [UnavailableError]
     context.raise_original_map_exception = True  # Ray's wrapper would keep the text alone
     context.custom_execution_callback_classes = [ForgetBlockStats]
+    # Reads run ahead of the actors by a few full chunks, not by all the memory there is: each chunk that waits costs
+    # the driver some KiB, and is read again after a kill.
+    ahead = budget.max_actors * _CHUNKS_AHEAD * spec.config.job.chunk_bytes
+    context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=ahead)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     with ray.data.DataContext.current(context):
         return ray.data.read_datasource(
