@@ -23,6 +23,7 @@ _QUALITY = 87
 _LEAST_CROP = 0.6  # of the largest crop of the right shape
 _TRIES = 200
 _LINKS = 1000  # files in a folder
+_TINY_BYTES = 16 << 10
 
 # Photographs alone, of the pictures in the two wheels; those without detail make small files and are passed over.
 _SKIMAGE = (
@@ -106,6 +107,9 @@ def _photograph_paths() -> list[Path]:
 def write_tiny(folder: Path, files: int) -> Path:
     """``files`` names of a JPEG of one pixel, a thousand in a folder; a hundred names share one file by hard links.
 
+    Zeros after the image make each 16 KiB: a chunk of ten then lies in the object store, as a real one does, and not
+    with the driver, where Ray keeps what is smaller than 100 KiB.
+
     Returns:
         the folder that holds exactly these files.
     """
@@ -115,13 +119,14 @@ def write_tiny(folder: Path, files: int) -> Path:
         return target
     buffer = io.BytesIO()
     Image.new("RGB", (1, 1)).save(buffer, "JPEG")
+    data = buffer.getvalue().ljust(_TINY_BYTES, b"\0")
     for number in range(files):
         path = target / f"{number // _LINKS:05d}" / f"{number:08d}.jpg"
         if number % _LINKS == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
         if number % 100 == 0:
             first = path
-            path.write_bytes(buffer.getvalue())
+            path.write_bytes(data)
         elif not path.exists():
             os.link(first, path)
     done.touch()
