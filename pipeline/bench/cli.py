@@ -17,7 +17,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "suite", nargs="?", choices=(*_SUITES, "all"), default="all", help="what to measure (default: all)"
     )
     add = parser.add_argument
-    add("--images", type=int, default=10_000, help="photographs that feed goes through (default: %(default)s)")
+    add("--images", type=int, default=30_000, help="photographs that feed goes through (default: %(default)s)")
     add("--peer-images", type=int, default=2_000, help="and its slower peers (default: %(default)s)")
     add("--forward-images", type=int, default=256, help="photographs that forward goes through (default: %(default)s)")
     add("--batch-size", type=int, help="images of one forward (default: as extract's)")
