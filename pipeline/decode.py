@@ -99,19 +99,23 @@ def _decode_jpeg(data: bytes | memoryview, image: Image.Image) -> NDArray[np.uin
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace="RGB")
     except ValueError:
         return None
-    decoded = Image.fromarray(pixels)
-    upright = _turn_upright(decoded, image)
-    return pixels if upright is decoded else np.array(upright)
+    # Making a Pillow image copies every pixel: only where it must be turned.
+    method = _upright_method(image)
+    return pixels if method is None else np.array(Image.fromarray(pixels).transpose(method))
 
 
 def _turn_upright(pixels: Image.Image, header: Image.Image) -> Image.Image:
     """Applies the EXIF (or XMP) orientation that the header names, as Pillow's ``exif_transpose`` does."""
+    method = _upright_method(header)
+    return pixels if method is None else pixels.transpose(method)
+
+
+def _upright_method(header: Image.Image) -> Image.Transpose | None:
     try:
-        method = _UPRIGHT.get(header.getexif().get(ExifTags.Base.Orientation, 1))
+        return _UPRIGHT.get(header.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
         # Broken metadata raises all sorts (SyntaxError, struct.error, TypeError, ...), and costs nobody the image.
-        return pixels
-    return pixels if method is None else pixels.transpose(method)
+        return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
