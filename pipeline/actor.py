@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import threading
 import time
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +15,7 @@ import pyarrow as pa
 from pipeline.commit import build_chunk, commit_chunk
 from pipeline.errors import RejectError
 from pipeline.isolate import IsolatedPreprocessor
+from pipeline.streams import ForwardStreams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,13 +23,15 @@ if TYPE_CHECKING:
     from pipeline.extractor import Extractor
     from pipeline.preprocess import Prepared
     from pipeline.storage import Store
+    from pipeline.streams import Forwarded
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkResult:
     """Figures of one committed chunk; seconds are wall seconds but for those called CPU seconds.
 
-    ``forward_seconds`` is the time the device was held; ``prepare_cpu_seconds`` the CPU time of all decode threads.
+    ``forward_seconds`` is the time the device was held (a stream of several holds its part of it);
+    ``prepare_cpu_seconds`` the CPU time of all decode threads.
     """
 
     shard: int
@@ -66,29 +67,32 @@ class WorkerConfig:
     Attributes:
         batch_size: images of one forward.
         decode_threads: threads that decode; two chunks share them.
+        forward_streams: forwards at a time; two chunks share them.
+        forward_threads: of torch, in each of these.
         decode_timeout_s: seconds for one image when it is decoded in a subprocess.
         poison_attempts: dead workers after which a chunk is decoded in a subprocess.
     """
 
     batch_size: int
     decode_threads: int
+    forward_streams: int
+    forward_threads: int
     decode_timeout_s: float
     poison_attempts: int
 
 
 class ChunkWorker:
-    """Extracts and commits chunks. Several threads may call it at once: one decodes while another holds the device."""
+    """Extracts and commits chunks. Several threads may call it at once: one decodes while another uses the device."""
 
     def __init__(self, extractor: Extractor, dest: Store, config: WorkerConfig) -> None:
         self._extractor = extractor
         self._dest = dest
         self._config = config
-        self._device = threading.Lock()
+        self._streams = ForwardStreams(extractor, config.forward_streams, config.forward_threads)
         import torch  # not at the top: a seal worker has no use for it
 
-        # torch keeps a number of threads for each thread. A resize on one is a tenth cheaper, and its helpers would
-        # wait in a loop for work, on cores that other decode threads need; the forward has all that were set.
-        self._use_forward_threads = functools.partial(torch.set_num_threads, torch.get_num_threads())
+        # A resize on one thread is a tenth cheaper, and torch's helpers would wait in a loop for work, on cores that
+        # other threads need.
         self._pool = ThreadPoolExecutor(
             config.decode_threads, thread_name_prefix="decode", initializer=torch.set_num_threads, initargs=(1,)
         )
@@ -112,7 +116,9 @@ class ChunkWorker:
                 self._extract(work, isolated.prepare, ahead=0)
         else:
             self._extract(
-                work, self._extractor.prepare, ahead=2 * self._config.batch_size + self._config.decode_threads
+                work,
+                self._extractor.prepare,
+                ahead=(1 + self._config.forward_streams) * self._config.batch_size + self._config.decode_threads,
             )
         columns = self._extractor.finish(work.features(self._extractor.outputs))
         table = build_chunk(uris, etags, work.outcomes, columns, self._extractor.outputs)
@@ -150,6 +156,7 @@ class ChunkWorker:
     def _extract(self, work: _Work, prepare: Callable[[memoryview], Prepared], *, ahead: int) -> None:
         """Runs the chunk through, decoding at most ``ahead`` images before they are needed."""
         batch: dict[int, Prepared] = {}
+        running: deque[tuple[list[int], Future[Forwarded]]] = deque()
         for outcome in self._prepared(work, prepare, ahead):
             if isinstance(outcome, RejectError):
                 work.outcomes.append(outcome)
@@ -157,10 +164,14 @@ class ChunkWorker:
             batch[len(work.outcomes)] = outcome
             work.outcomes.append((outcome.width, outcome.height))
             if len(batch) == self._config.batch_size:
-                self._forward(work, batch)
+                running.append(self._forward(batch))
                 batch = {}
+                if len(running) > self._streams.streams:  # one waits, so that no stream does
+                    work.note(*running.popleft())
         if batch:
-            self._forward(work, batch)
+            running.append(self._forward(batch))
+        while running:
+            work.note(*running.popleft())
 
     def _prepared(
         self, work: _Work, prepare: Callable[[memoryview], Prepared], ahead: int
@@ -187,19 +198,9 @@ class ChunkWorker:
         while window:
             yield work.take(window.popleft())
 
-    def _forward(self, work: _Work, batch: dict[int, Prepared]) -> None:
-        """One batch through the model; keys of ``batch`` are places in the chunk."""
-        with self._device:
-            self._use_forward_threads()
-            before = time.perf_counter()
-            features = self._extractor.forward([image.pixels for image in batch.values()])
-            work.forward_seconds += time.perf_counter() - before
-        finite = np.logical_and.reduce([np.isfinite(values).all(axis=1) for values in features.values()])
-        for place, sound in zip(batch, finite, strict=True):
-            if not sound:
-                work.outcomes[place] = RejectError("forward", "NotFinite", "the model gives NaN or infinity for it")
-        for name, values in features.items():
-            work.parts.setdefault(name, []).append(values[finite])
+    def _forward(self, batch: dict[int, Prepared]) -> tuple[list[int], Future[Forwarded]]:
+        """Begins a forward; keys of ``batch`` are places in the chunk."""
+        return list(batch), self._streams.submit([image.pixels for image in batch.values()])
 
 
 class _Work:
@@ -217,6 +218,17 @@ class _Work:
         outcome, seconds = future.result()
         self.prepare_cpu_seconds += seconds
         return outcome
+
+    def note(self, places: list[int], future: Future[Forwarded]) -> None:
+        """Takes the features of one batch, whose images have these places in the chunk."""
+        done = future.result()
+        self.forward_seconds += done.seconds
+        finite = np.logical_and.reduce([np.isfinite(values).all(axis=1) for values in done.features.values()])
+        for place, sound in zip(places, finite, strict=True):
+            if not sound:
+                self.outcomes[place] = RejectError("forward", "NotFinite", "the model gives NaN or infinity for it")
+        for name, values in done.features.items():
+            self.parts.setdefault(name, []).append(values[finite])
 
     def features(self, outputs: tuple[pa.Field, ...]) -> dict[str, np.ndarray[Any, Any]]:
         """The features of all good images; empty arrays where there were none."""

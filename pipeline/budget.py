@@ -85,8 +85,18 @@ class Budget:
 
     @property
     def threads(self) -> int:
-        """Threads of the forward."""
+        """Threads that an actor computes with."""
         return max(1, int(self.cpus_per_actor))
+
+    @property
+    def forward_streams(self) -> int:
+        """Forwards at a time in an actor: one on a GPU, one for each core without."""
+        return 1 if self.gpus_per_actor > 0 else self.threads
+
+    @property
+    def forward_threads(self) -> int:
+        """Threads of each of these."""
+        return self.threads // self.forward_streams
 
 
 def make_budget(job: JobConfig, nodes: Sequence[Node], *, can_grow: bool) -> Budget:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Extractor:
     """One model with its preprocessing on one device.
 
-    ``prepare`` may be called from many threads at once, ``forward`` from one at a time.
+    ``prepare`` may be called from many threads at once, and ``forward`` too; on a GPU that gains nothing.
     """
 
     def __init__(

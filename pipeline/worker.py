@@ -86,7 +86,6 @@ class ExtractActor:
         self._refusal: RaysightError | None = None
 
         self._device_error: type[BaseException] = torch.AcceleratorError
-        torch.set_num_threads(spec.budget.threads)  # Ray sets OMP_NUM_THREADS from the CPUs it was asked for
         self._grace = spec.config.job.grace_s
         self._attempts = 1 + spec.config.job.task_retries
         self._coordinator = coordinator
@@ -108,6 +107,8 @@ class ExtractActor:
             WorkerConfig(
                 batch_size=budget.batch_size,
                 decode_threads=budget.decode_threads,
+                forward_streams=budget.forward_streams,
+                forward_threads=budget.forward_threads,
                 decode_timeout_s=config.job.decode_timeout_s,
                 poison_attempts=config.job.poison_attempts,
             ),

@@ -52,7 +52,11 @@ def extract(source_url: str, dest_url: str, extractor: Extractor, cut: Cut) -> M
     agree_on(dest, extractor.fingerprint, MODEL)
     manifest = write_manifest(dest, source.root, list_images(source), source.uri, cut)
     worker = ChunkWorker(
-        extractor, dest, WorkerConfig(batch_size=4, decode_threads=2, decode_timeout_s=60, poison_attempts=3)
+        extractor,
+        dest,
+        WorkerConfig(
+            batch_size=4, decode_threads=2, forward_streams=2, forward_threads=1, decode_timeout_s=60, poison_attempts=3
+        ),
     )
     reader = ManifestReader(dest)
     for shard, listed in enumerate(manifest.shards):

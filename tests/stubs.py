@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -24,11 +25,16 @@ POISON = b"raysight-test-poison"
 """In a JPEG comment: decoding it ends the process."""
 
 
+DEVICE = threading.Lock()
+"""Of a worker process: what is slow is so for all its streams together."""
+
+
 class SlowExtractor(Extractor):
     """Takes 20 ms more for each image, so that a test can step in."""
 
     def forward(self, batch: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
-        time.sleep(0.02 * len(batch))
+        with DEVICE:
+            time.sleep(0.02 * len(batch))
         return super().forward(batch)
 
 
@@ -57,7 +63,8 @@ class SlowerExtractor(Extractor):
     """Takes 200 ms more for each image: time enough for a pool to grow."""
 
     def forward(self, batch: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
-        time.sleep(0.2 * len(batch))
+        with DEVICE:
+            time.sleep(0.2 * len(batch))
         return super().forward(batch)
 
 

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-CONFIG = WorkerConfig(batch_size=4, decode_threads=2, decode_timeout_s=60.0, poison_attempts=3)
+CONFIG = WorkerConfig(
+    batch_size=4, decode_threads=2, forward_streams=2, forward_threads=1, decode_timeout_s=60.0, poison_attempts=3
+)
 
 
 @pytest.fixture(scope="module")

@@ -137,10 +137,9 @@ def test_feed_keeps_the_figures_of_every_measurement(feed: tuple[Path, Path]) ->
 
 def test_the_bare_loop_runs_a_model_over_all_batches(source: Path) -> None:
     model = {"name": "test_vit", "weights": "random:0", "precision": "fp32"}
-    arguments = {"source": str(source), "images": 5, "batch_size": 2, "threads": 1, "model": model}
+    arguments = {"source": str(source), "images": 5, "batch_size": 2, "streams": 2, "model": model}
     answer = measure("forward:loop", arguments, timeout_s=TIMEOUT_S)
     assert answer["steady"] > 0
-    assert answer["seconds"] > 0
 
 
 @pytest.mark.ray

@@ -124,6 +124,12 @@ def test_batches_and_chunks_follow_the_device_unless_they_are_given() -> None:
     assert (given.batch_size, given.chunk_rows, given.decode_threads) == (3, 7, 5)
 
 
+def test_a_forward_has_a_core_to_itself_and_a_gpu_one_forward() -> None:
+    cpu, gpu = (make_budget(JobConfig(), [node(4, gpus)], can_grow=False) for gpus in (0, 1))
+    assert (cpu.forward_streams, cpu.forward_threads) == (4, 1)
+    assert (gpu.forward_streams, gpu.forward_threads) == (1, 4)
+
+
 def test_threads_follow_the_cpus_of_an_actor_and_are_never_none() -> None:
     assert make_budget(JobConfig(), [node(4)], can_grow=False).threads == 4
     shared = make_budget(JobConfig(cpus_per_actor=0.5), [node(1)], can_grow=False)
