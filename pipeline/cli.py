@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipeline.config import Config, ImageLimits, JobConfig, StorageConfig
+from pipeline.config import Config
 from pipeline.errors import UsageError
 from pipeline.interrupt import Interruptible
-from pipeline.options import add_model_options, model_config, natural, positive, rate, share
+from pipeline.keys import all_keys, literal, to_toml, value_of
+from pipeline.options import add_config_option, add_model_options, add_setting, natural
+from pipeline.settings import load_settings, resolve
 
 if TYPE_CHECKING:
     import argparse
@@ -20,37 +22,30 @@ EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_REJECTS, EXIT_INTERRUPTED = 0, 1, 2, 3, 4
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds ``extract``, ``embed`` and ``verify`` to the root parser."""
+    """Adds ``extract``, ``embed``, ``verify`` and ``config`` to the root parser."""
     _add_extract(commands)
     _add_embed(commands)
     _add_verify(commands)
+    _add_config(commands)
 
 
 def _add_extract(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("extract", help="turn the images below SOURCE into a Parquet dataset at DEST")
     parser.add_argument("source", metavar="SOURCE", help="a folder, or s3://bucket/prefix")
     parser.add_argument("dest", metavar="DEST", help="a folder, or s3://bucket/prefix")
+    add_config_option(parser)
     add_model_options(parser)
-    job = JobConfig()
-    add = parser.add_argument_group("job").add_argument
-    count: dict[str, Any] = {"type": positive, "metavar": "N"}
-    part: dict[str, Any] = {"type": share, "metavar": "X"}
-    add("--batch-size", **count, help="images of one forward (default: 64 on a GPU, 2 on a CPU)")
-    add("--chunk-rows", **count, help="images of a chunk, the unit of loss (default: 1024 on a GPU, 64 on a CPU)")
-    add("--min-actors", **count, default=job.min_actors, help="actors from the start (default: %(default)s)")
-    add("--max-actors", **count, help="actors at most (default: what fits)")
-    add("--gpus-per-actor", **part, help="GPUs, or a fraction, of each actor (default: 1 where there are GPUs)")
-    add("--cpus-per-actor", **part, help="CPUs of each actor (default: the node's, shared out)")
-    add("--limit", **count, help="only the first so many images of the listing (default: all)")
-    add("--dry-run", action="store_true", help="say what would be done, and do nothing")
-    add(
-        "--max-reject-rate",
-        type=rate,
-        metavar="X",
-        default=job.max_reject_rate,
-        help="rejected fraction above which the exit code is 3 (default: %(default)s)",
-    )
-    add(
+    job = parser.add_argument_group("job")
+    add_setting(job, "job.batch_size", "images of one forward", default="64 on a GPU, 2 on a CPU")
+    add_setting(job, "job.chunk_rows", "images of a chunk, the unit of loss", default="1024 on a GPU, 64 on a CPU")
+    add_setting(job, "job.min_actors", "actors from the start")
+    add_setting(job, "job.max_actors", "actors at most", default="what fits")
+    add_setting(job, "job.gpus_per_actor", "GPUs, or a fraction, of each actor", default="1 where there are GPUs")
+    add_setting(job, "job.cpus_per_actor", "CPUs of each actor", default="the node's, shared out")
+    add_setting(job, "job.limit", "only the first so many images of the listing", default="all")
+    add_setting(job, "job.max_reject_rate", "rejected fraction above which the exit code is 3")
+    job.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    job.add_argument(
         "--address",
         metavar="RAY",
         help="a running Ray cluster (default: $RAY_ADDRESS, else Ray is started on this machine)",
@@ -61,6 +56,7 @@ def _add_extract(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("embed", help="print or save the features of a few images, without Ray")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="a file, or s3://bucket/key")
+    add_config_option(parser)
     add_model_options(parser)
     parser.add_argument(
         "--format",
@@ -75,6 +71,7 @@ def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("verify", help="check a dataset: complete, unique, finite, and right")
     parser.add_argument("dest", metavar="DEST", help="a dataset: a folder, or s3://bucket/prefix")
+    add_config_option(parser)
     parser.add_argument(
         "--sample",
         type=natural,
@@ -85,14 +82,29 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.set_defaults(run=run_verify)
 
 
+def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("config", help="show the settings that hold, and where each comes from")
+    add_config_option(parser)
+    add_model_options(parser)
+    parser.add_argument(
+        "--format",
+        choices=("table", "toml"),
+        default="table",
+        help="'toml' is a file for --config (default: %(default)s)",
+    )
+    parser.set_defaults(run=run_config)
+
+
 def run_extract(options: argparse.Namespace) -> int:
     """``raysight extract``."""
-    names = {item.name for item in fields(JobConfig)} & set(vars(options))
+    settings = load_settings(options)
     config = Config(
         source=options.source,
         dest=options.dest,
-        model=model_config(options),
-        job=JobConfig(**{name: getattr(options, name) for name in names}),
+        model=settings.model,
+        limits=settings.limits,
+        storage=settings.storage,
+        job=settings.job,
         address=options.address,
     )
     say = _say_to_stderr
@@ -134,11 +146,11 @@ def run_embed(options: argparse.Namespace) -> int:
         raise UsageError(f"--format {options.format} is binary: give --output FILE, or redirect")
     if options.output is not None and not options.output.absolute().parent.is_dir():
         raise UsageError(f"--output {options.output}: there is no folder {options.output.absolute().parent}")
-    limits, storage = ImageLimits(), StorageConfig()
-    model, device = model_config(options), pick_device()
+    settings = load_settings(options)
+    model, device = settings.model, pick_device()
     check_precision(model.precision, device.type)
-    extractor = load_extractor(model, limits, device)
-    table = embed(extractor, options.images, limits, storage)
+    extractor = load_extractor(model, settings.limits, device)
+    table = embed(extractor, options.images, settings.limits, settings.storage)
     data = render(table, extractor, options.format)
     if options.output is None:
         sys.stdout.buffer.write(data)
@@ -154,7 +166,26 @@ def run_verify(options: argparse.Namespace) -> int:
     """``raysight verify``. Exits 1 when anything is off."""
     from pipeline.verify import verify
 
-    return EXIT_OK if verify(options.dest, options.sample, ImageLimits(), StorageConfig(), print) else EXIT_ERROR
+    settings = load_settings(options)
+    sound = verify(options.dest, options.sample, settings.limits, settings.storage, print)
+    return EXIT_OK if sound else EXIT_ERROR
+
+
+def run_config(options: argparse.Namespace) -> int:
+    """``raysight config``."""
+    resolved = resolve(options, os.environ)
+    if options.format == "toml":
+        print(to_toml(resolved.settings), end="")
+        return EXIT_OK
+    rows = [("setting", "value", "from")]
+    for path, key in all_keys().items():
+        value = value_of(resolved.settings, key)
+        shown = "(not set)" if value is None else literal(value)
+        rows.append((path, shown, resolved.origins.get(path, "default")))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for setting, shown, origin in rows:
+        print(f"{setting:{widths[0]}}  {shown:{widths[1]}}  {origin}")
+    return EXIT_OK
 
 
 def _say_to_stderr(text: str) -> None:

@@ -1,4 +1,9 @@
-"""Everything that can be set, as frozen typed objects; every bound has a name and a default here."""
+"""Everything that can be set, as frozen typed objects; every bound has a name and a default here.
+
+A field of a section is a key of the TOML file, an environment variable, and a flag where a command offers it:
+``pipeline.settings`` derives them from the type hint and from the field's metadata, which may hold ``minimum``,
+``maximum``, ``above`` (an exclusive minimum) and ``path`` (a file; relative to the TOML file that names it).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,12 @@ MIB = 1 << 20
 Preset = Literal["timm", "dinov2-224"]
 Implementation = Literal["fast", "reference"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+FILE = {"path": True}
+NATURAL = {"minimum": 0}
+POSITIVE = {"minimum": 1}
+SECONDS = {"above": 0}
+RATE = {"minimum": 0, "maximum": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +38,7 @@ class ModelConfig:
     """
 
     name: str = DEFAULT_MODEL
-    weights: str = "pretrained"
+    weights: str = field(default="pretrained", metadata=FILE)
     preset: Preset = "timm"
     implementation: Implementation = "fast"
     precision: Precision = "auto"
@@ -43,8 +54,8 @@ class ImageLimits:
             (a quarter gigabyte of RGB divided by three).
     """
 
-    max_bytes: int = 64 * MIB
-    max_pixels: int = 89_478_485
+    max_bytes: int = field(default=64 * MIB, metadata=POSITIVE)
+    max_pixels: int = field(default=89_478_485, metadata=POSITIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +73,11 @@ class StorageConfig:
     """
 
     anonymous: bool = False
-    connect_timeout_s: float = 5.0
-    timeout_s: float = 60.0
-    max_retries: int = 12
-    retry_timeout_s: float = 120.0
-    max_in_flight: int = 64
+    connect_timeout_s: float = field(default=5.0, metadata=SECONDS)
+    timeout_s: float = field(default=60.0, metadata=SECONDS)
+    max_retries: int = field(default=12, metadata=NATURAL)
+    retry_timeout_s: float = field(default=120.0, metadata=SECONDS)
+    max_in_flight: int = field(default=64, metadata=POSITIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,26 +107,26 @@ class JobConfig:
         limit: only the first so many objects of the listing; None is all.
     """
 
-    chunk_rows: int | None = None
-    chunk_bytes: int = 64 * MIB
-    shard_rows: int = 65_536
-    shard_bytes: int = 256 * MIB
-    batch_size: int | None = None
-    decode_threads: int | None = None
-    min_actors: int = 1
-    max_actors: int | None = None
-    gpus_per_actor: float | None = None
-    cpus_per_actor: float | None = None
-    actor_memory: int = 1024 * MIB
-    read_tasks_per_actor: int = 2
-    task_retries: int = 6
-    poison_attempts: int = 3
-    decode_timeout_s: float = 60.0
-    max_passes: int = 3
-    grace_s: float = 60.0
-    lease_ttl_s: float = 30.0
-    max_reject_rate: float = 0.1
-    limit: int | None = None
+    chunk_rows: int | None = field(default=None, metadata=POSITIVE)
+    chunk_bytes: int = field(default=64 * MIB, metadata=POSITIVE)
+    shard_rows: int = field(default=65_536, metadata=POSITIVE)
+    shard_bytes: int = field(default=256 * MIB, metadata=POSITIVE)
+    batch_size: int | None = field(default=None, metadata=POSITIVE)
+    decode_threads: int | None = field(default=None, metadata=POSITIVE)
+    min_actors: int = field(default=1, metadata=POSITIVE)
+    max_actors: int | None = field(default=None, metadata=POSITIVE)
+    gpus_per_actor: float | None = field(default=None, metadata=NATURAL)
+    cpus_per_actor: float | None = field(default=None, metadata=NATURAL)
+    actor_memory: int = field(default=1024 * MIB, metadata=POSITIVE)
+    read_tasks_per_actor: int = field(default=2, metadata=POSITIVE)
+    task_retries: int = field(default=6, metadata=NATURAL)
+    poison_attempts: int = field(default=3, metadata=POSITIVE)
+    decode_timeout_s: float = field(default=60.0, metadata=SECONDS)
+    max_passes: int = field(default=3, metadata=POSITIVE)
+    grace_s: float = field(default=60.0, metadata=NATURAL)
+    lease_ttl_s: float = field(default=30.0, metadata=SECONDS)
+    max_reject_rate: float = field(default=0.1, metadata=RATE)
+    limit: int | None = field(default=None, metadata=POSITIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,3 +140,13 @@ class Config:
     storage: StorageConfig = field(default_factory=StorageConfig)
     job: JobConfig = field(default_factory=JobConfig)
     address: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the TOML file, the environment and the flags settle; each field is a section of the file."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    job: JobConfig = field(default_factory=JobConfig)
+    limits: ImageLimits = field(default_factory=ImageLimits)
+    storage: StorageConfig = field(default_factory=StorageConfig)

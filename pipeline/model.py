@@ -44,6 +44,8 @@ def load_model(name: str, weights: str, image_size: int | None = None) -> torch.
         model = _random_model(name, weights, sizing)
     elif weights == "pretrained":
         model = _pretrained_model(name, sizing)
+    elif "://" in weights:
+        raise UsageError(f"--weights {weights}: download it and give the file's path, on every node alike")
     else:
         model = _checkpoint_model(name, Path(weights), sizing)
     model.eval().requires_grad_(requires_grad=False)

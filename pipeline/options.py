@@ -1,95 +1,94 @@
-"""What several commands take: the model's options, and numbers that are checked as they are read."""
+"""What several commands take: settings as flags, and numbers that are checked as they are read."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
-from pathlib import Path
-from typing import TypeVar, get_args
+from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Implementation, ModelConfig, Precision, Preset
-from pipeline.errors import UsageError
-from pipeline.storage import scheme
+from pipeline.keys import BadValueError, all_keys
 
-_Number = TypeVar("_Number", int, float)
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.keys import Key
+
+_METAVARS = {int: "N", float: "X", str: "TEXT"}
+
+
+def add_config_option(parser: argparse.ArgumentParser) -> None:
+    """``--config``, of every command that goes by settings."""
+    parser.add_argument(
+        "--config", metavar="FILE.toml", help="settings; the environment and flags are stronger (default: none)"
+    )
+
+
+def add_setting(
+    group: argparse._ActionsContainer,
+    path: str,
+    text: str,
+    *,
+    flag: str | None = None,
+    metavar: str | None = None,
+    default: str | None = None,
+) -> None:
+    """Offers one key of the settings as a flag. The flag holds no default of its own: it counts only when given.
+
+    Args:
+        group: a parser or a group of options.
+        path: ``section.name``; the flag is ``--name`` with dashes, or ``flag``. One for a bool has a ``--no-`` twin.
+        text: its help, without the default.
+        metavar: what stands for the value in the help; by default it tells the type.
+        default: the default in words, where the dataclass says None.
+    """
+    key = all_keys()[path]
+    if default is None:
+        default = key.default if isinstance(key.default, str) else f"{key.default!r}".lower()
+    kind: dict[str, Any]
+    if key.kind is bool:
+        kind = {"action": argparse.BooleanOptionalAction}
+    else:
+        choices = f"{{{','.join(key.choices)}}}" if key.choices else _METAVARS[key.kind]
+        kind = {"type": _parser(key), "metavar": metavar or choices, **({"action": "extend"} if key.many else {})}
+    group.add_argument(
+        flag or f"--{key.name.replace('_', '-')}",
+        dest=key.path,
+        default=argparse.SUPPRESS,
+        help=f"{text} (default: {default})".replace("%", "%%"),
+        **kind,
+    )
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """The options of the ``[model]`` section, which several commands share."""
-    model = ModelConfig()
-    add = parser.add_argument_group("model").add_argument
-    add("--model", default=model.name, metavar="NAME", help="a timm model (default: %(default)s)")
-    add(
-        "--weights",
-        default=model.weights,
+    group = parser.add_argument_group("model")
+    add_setting(group, "model.name", "a timm model", flag="--model", metavar="NAME")
+    add_setting(
+        group,
+        "model.weights",
+        "'pretrained' (the hub), a checkpoint file, or 'random:SEED' for trials",
         metavar="W",
-        help="'pretrained' (the hub), a checkpoint file, or 'random:SEED' for trials (default: %(default)s)",
     )
-    add("--preset", choices=get_args(Preset), default=model.preset, help="preprocessing (default: the model's own)")
-    add(
-        "--implementation",
-        choices=get_args(Implementation),
-        default=model.implementation,
-        help="'reference' is timm's transform verbatim (default: %(default)s)",
-    )
-    add(
-        "--precision",
-        choices=get_args(Precision),
-        default=model.precision,
-        help="of the forward; 'auto' looks at the device (default: %(default)s)",
-    )
+    add_setting(group, "model.preset", "preprocessing; 'timm' is the model's own")
+    add_setting(group, "model.implementation", "'reference' is timm's transform verbatim")
+    add_setting(group, "model.precision", "of the forward; 'auto' looks at the device")
 
 
-def model_config(options: argparse.Namespace) -> ModelConfig:
-    """The ``[model]`` section that the options give.
+def _parser(key: Key) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            return key.parse(text)
+        except BadValueError as error:
+            raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
-    Raises:
-        UsageError: the weights are at a place that cannot be read yet.
-    """
-    values = {name: getattr(options, name) for name in ("weights", "preset", "implementation", "precision")}
-    model = ModelConfig(name=options.model, **values)
-    if scheme(model.weights):
-        raise UsageError(f"--weights {model.weights}: download it and give the file's path, on every node alike")
-    if not model.weights.startswith("random:") and model.weights != "pretrained":
-        # A worker's folder is not this one; the name must mean the same file to all.
-        model = replace(model, weights=str(Path(model.weights).expanduser().absolute()))
-    return model
-
-
-def positive(text: str) -> int:
-    """1, 2, 3 …"""
-    value = _number(text, int, "a positive whole number")
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
-    return value
+    return parse
 
 
 def natural(text: str) -> int:
     """0, 1, 2 …"""
-    value = _number(text, int, "a whole number")
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")
     return value
-
-
-def share(text: str) -> float:
-    """A part of a machine, or several."""
-    value = _number(text, float, "a number")
-    if not 0 <= value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text} is not a share of a machine")
-    return value
-
-
-def rate(text: str) -> float:
-    """A fraction, 0 to 1."""
-    value = _number(text, float, "a number")
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
-def _number(text: str, kind: type[_Number], what: str) -> _Number:
-    try:
-        return kind(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None

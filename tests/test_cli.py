@@ -6,14 +6,13 @@ import argparse
 import json
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pipeline.config import JobConfig, ModelConfig
-from pipeline.options import model_config
+from pipeline.config import Settings
+from pipeline.settings import load_settings
 from serve.cli import build_parser, main
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def refused(*arguments: str | Path) -> int:
         return int(exit_.code or 0)
 
 
-@pytest.mark.parametrize("command", ["extract", "embed", "verify", "bench"])
+@pytest.mark.parametrize("command", ["extract", "embed", "verify", "config", "bench"])
 def test_each_command_is_listed_in_the_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(["--help"])
@@ -64,22 +63,18 @@ def test_the_help_of_a_command_explains_every_option(command: str, capsys: pytes
 
 
 def test_extract_without_options_is_the_default_configuration() -> None:
-    options = build_parser().parse_args(["extract", "SOURCE", "DEST"])
-    offered = {item.name for item in fields(JobConfig)} & set(vars(options))
-    assert {name: getattr(options, name) for name in offered} == {name: getattr(JobConfig(), name) for name in offered}
-    assert {"batch_size", "chunk_rows", "min_actors", "max_actors", "gpus_per_actor", "cpus_per_actor"} < offered
-    assert model_config(options) == ModelConfig()
+    assert load_settings(build_parser().parse_args(["extract", "SOURCE", "DEST"])) == Settings()
 
 
-def test_embed_takes_the_model_options_of_extract_with_the_same_defaults() -> None:
-    extract = build_parser().parse_args(["extract", "SOURCE", "DEST"])
-    embed = build_parser().parse_args(["embed", "IMAGE"])
-    assert model_config(embed) == model_config(extract)
+def test_embed_takes_the_model_options_of_extract() -> None:
+    flags = {name: set(commands()[name]._option_string_actions) for name in ("extract", "embed")}
+    assert {"--config", "--model", "--weights", "--preset", "--implementation", "--precision"} <= flags["embed"]
+    assert flags["embed"] - flags["extract"] == {"--format", "--output"}
 
 
 def test_a_relative_checkpoint_becomes_absolute_since_workers_have_other_folders() -> None:
     options = build_parser().parse_args(["extract", "a", "b", "--weights", "weights.pth"])
-    assert model_config(options).weights == str(Path.cwd() / "weights.pth")
+    assert load_settings(options).model.weights == str(Path.cwd() / "weights.pth")
 
 
 @pytest.mark.parametrize(
@@ -88,19 +83,18 @@ def test_a_relative_checkpoint_becomes_absolute_since_workers_have_other_folders
         ([], "the following arguments are required: COMMAND"),
         (["extract", "photos"], "the following arguments are required: DEST"),
         (["extract", "a", "b", "--nonsense"], "unrecognized arguments: --nonsense"),
-        (["extract", "a", "b", "--batch-size", "-1"], "-1 is not a positive whole number"),
-        (["extract", "a", "b", "--chunk-rows", "0"], "0 is not a positive whole number"),
-        (["extract", "a", "b", "--limit", "ten"], "'ten' is not a positive whole number"),
-        (["extract", "a", "b", "--cpus-per-actor", "-0.5"], "-0.5 is not a share of a machine"),
-        (["extract", "a", "b", "--gpus-per-actor", "nan"], "nan is not a share of a machine"),
-        (["extract", "a", "b", "--max-reject-rate", "1.5"], "1.5 is not between 0 and 1"),
-        (["extract", "a", "b", "--max-reject-rate", "many"], "'many' is not a number"),
-        (["extract", "a", "b", "--preset", "mine"], "invalid choice: 'mine'"),
+        (["extract", "a", "b", "--batch-size", "-1"], "-1: must be a whole number, at least 1"),
+        (["extract", "a", "b", "--chunk-rows", "0"], "0: must be a whole number, at least 1"),
+        (["extract", "a", "b", "--limit", "ten"], "ten: must be a whole number, at least 1"),
+        (["extract", "a", "b", "--cpus-per-actor", "-0.5"], "-0.5: must be a number, at least 0"),
+        (["extract", "a", "b", "--gpus-per-actor", "nan"], "nan: must be a number, at least 0"),
+        (["extract", "a", "b", "--max-reject-rate", "1.5"], "1.5: must be a number from 0 to 1"),
+        (["extract", "a", "b", "--max-reject-rate", "many"], "many: must be a number from 0 to 1"),
+        (["extract", "a", "b", "--preset", "dino-224"], "one of timm, dinov2-224; did you mean dinov2-224?"),
         (["verify", "b", "--sample", "-3"], "-3 is negative"),
         (["extract", "gs://bucket/a", "b"], "the scheme gs:// is not supported"),
         (["extract", "s3://", "b"], "the bucket is missing"),
         (["extract", "a", "s3:///prefix"], "the bucket is missing"),
-        (["extract", "a", "b", "--weights", "s3://bucket/w.pth"], "give the file's path"),
     ],
 )
 def test_bad_arguments_exit_2_and_say_why_in_one_line(
@@ -139,6 +133,7 @@ def test_a_source_without_images_is_refused_and_nothing_is_written(
         (["--model", "test_vit", "--weights", "random:seed"], "must be a whole number"),
         (["--model", "test_vit", "--weights", "nowhere.safetensors"], "there is no such file"),
         (["--model", "test_vit", "--weights", "weights.onnx"], "a file ending in"),
+        (["--model", "test_vit", "--weights", "s3://bucket/w.pth"], "give the file's path"),
     ],
 )
 def test_a_model_or_weights_that_do_not_exist_exit_2(
@@ -195,7 +190,7 @@ def write_description(out: Path, photos: Path) -> None:
     from pipeline.storage import open_store
 
     options: Any = build_parser().parse_args(["extract", str(photos), str(out), *SMALL])
-    model = model_config(options)
+    model = load_settings(options).model
     agree_on(open_store(str(out), StorageConfig()), load_extractor(model, ImageLimits()).fingerprint, model)
 
 

@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[1]
 
 LADDER = (
     ("config", "errors"),
+    ("keys",),
+    ("settings", "options"),
     ("schema", "store", "storage", "local", "s3"),
     ("decode", "model", "manifest", "read"),
     ("extractor", "commit", "seal"),
