@@ -72,6 +72,17 @@ def decode_pixels(data: bytes | memoryview, limits: ImageLimits) -> NDArray[np.u
         raise _judge(error) from error
 
 
+def image_size(data: bytes | memoryview, limits: ImageLimits) -> tuple[int, int]:
+    """Width and height in pixels, as the header has them: nothing is decoded or turned. Raises RejectError."""
+    _check_size(data, limits)
+    try:
+        return _open(data, limits).size
+    except RejectError:
+        raise
+    except Exception as error:
+        raise _judge(error) from error
+
+
 def _open(data: bytes | memoryview, limits: ImageLimits) -> Image.Image:
     """Reads the header alone."""
     image = Image.open(io.BytesIO(data), formats=FORMATS)

@@ -1,0 +1,139 @@
+"""The endpoint as a FastAPI app around an engine. Knows nothing of ray."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from pipeline import __version__
+from serve import schemas
+from serve.doors import FINGERPRINT, Doors
+from serve.errors import ApiError
+from serve.metrics import Metrics
+from serve.outputs import columns_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from serve.auth import KeyRing
+    from serve.engine import Engine
+
+_WEB = Path(__file__).parent / "web"
+
+_log = logging.getLogger("raysight.serve")
+
+
+def create_app(engine: Engine, keys: KeyRing | None) -> FastAPI:
+    """The app: the doors behind the key, and in the open the probes, the OpenAPI document and the page.
+
+    Args:
+        engine: started and stopped with the app.
+        keys: None answers requests to localhost alone, and asks for no key.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        await engine.stop()
+
+    metrics = Metrics(engine)
+    app = FastAPI(title="raysight", version=__version__, description="Features of images.", lifespan=lifespan)
+    app.include_router(Doors(engine, keys, metrics).router())
+
+    @app.get("/healthz")
+    async def healthz() -> schemas.Status:
+        """The process answers."""
+        return schemas.Status(status="ok")
+
+    @app.get("/readyz", responses={503: {"model": schemas.Status}})
+    async def readyz(response: Response) -> schemas.Status:
+        """New requests are welcome; 503 while the server drains."""
+        if engine.admission.draining:
+            response.status_code = 503
+            return schemas.Status(status="draining")
+        return schemas.Status(status="ready")
+
+    app.mount("/", StaticFiles(directory=_WEB, html=True, check_dir=False), name="page")
+    app.add_middleware(_Envelope, metrics=metrics, digest=engine.fingerprint(columns_of(engine.outputs)).digest)
+    app.add_exception_handler(ApiError, _refuse)
+    app.add_exception_handler(HTTPException, _refuse_route)
+    app.add_exception_handler(RequestValidationError, _refuse_parameters)
+    app.add_exception_handler(ClientDisconnect, _refuse_nobody)
+    app.add_exception_handler(Exception, _fail)
+    return app
+
+
+class _Envelope:
+    """What every answer has: the fingerprint, a place in the figures, and no guessing of its type."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, digest: str) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._digest = digest.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        status = 500
+        name = FINGERPRINT.lower().encode()
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [*message.get("headers", []), (b"x-content-type-options", b"nosniff")]
+                if all(key.lower() != name for key, _ in headers):
+                    headers.append((name, self._digest))
+                message = {**message, "headers": headers}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_on)
+        finally:
+            # Only routes that exist: a label for each path that somebody tries would grow without bound.
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.observe(route, status, time.perf_counter() - start)
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return JSONResponse(error.body(), error.status, headers=dict(error.headers))
+
+
+async def _refuse_route(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    refusal = ApiError(error.status_code, code, f"{error.detail}; /docs names what there is")
+    return JSONResponse(refusal.body(), error.status_code, headers=dict(error.headers or {}))
+
+
+async def _refuse_parameters(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first: dict[str, Any] = error.errors()[0]
+    param = str(first["loc"][-1])
+    return JSONResponse(ApiError(400, "invalid_request", f"{param}: {first['msg']}", param).body(), 400)
+
+
+async def _refuse_nobody(_: Request, _error: Exception) -> Response:
+    return Response(status_code=400)  # the client has gone; the figures still want a status
+
+
+async def _fail(_: Request, error: Exception) -> Response:
+    _log.error("a request failed", exc_info=error)
+    refusal = ApiError(500, "internal_error", "something went wrong on the server; its log says what")
+    return JSONResponse(refusal.body(), 500)

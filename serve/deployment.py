@@ -1,0 +1,125 @@
+"""The Ray Serve deployment: a thin shell around the app. The only module of this package that knows ray."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import ray.serve
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+
+from pipeline.budget import ALLOCATOR
+from serve.api import create_app
+from serve.auth import load_keys
+from serve.engine import Engine, batch_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastapi import FastAPI
+    from ray.serve import Application
+    from ray.serve.handle import DeploymentHandle
+
+    from pipeline.config import ImageLimits, ServeConfig
+    from pipeline.extractor import Extractor
+
+NAME = "raysight"
+
+_MARGIN = 32
+"""Requests that Serve lets through beyond ``max_queue``, so that it is the replica that refuses, with our own body."""
+
+_SECOND_NET_S = 5.0
+"""Seconds after which Serve itself ends a request that the replica has not."""
+
+_POLL_S = 0.2
+
+
+class Endpoint:
+    """One replica: the extractor, loaded once, behind the app."""
+
+    def __init__(
+        self, factory: Callable[[], Extractor], limits: ImageLimits, config: ServeConfig, threads: int
+    ) -> None:
+        keys = load_keys(config.api_keys) if config.api_keys else None
+        self._engine = Engine(factory(), limits, config, threads)
+        self._app = create_app(self._engine, keys)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self._app
+
+    async def check_health(self) -> None:
+        """Called by Serve, which replaces the replica when this raises."""
+        await self._engine.check()
+
+    async def drain(self) -> int:
+        """Turns new requests away from now on; the requests that are still in."""
+        self._engine.admission.draining = True
+        return self._engine.admission.requests
+
+
+def application(
+    factory: Callable[[], Extractor], limits: ImageLimits, config: ServeConfig, cpus: float, gpus: float
+) -> Application:
+    """The application that Serve runs.
+
+    Args:
+        factory: makes the extractor, in the replica.
+        limits: what one image may cost.
+        config: the endpoint.
+        cpus: of each replica.
+        gpus: likewise.
+    """
+    scale: dict[str, Any] = {"num_replicas": config.min_replicas}
+    if config.max_replicas > config.min_replicas:
+        scale = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=config.min_replicas,
+                max_replicas=config.max_replicas,
+                target_ongoing_requests=2 * batch_size(config, on_gpu=gpus > 0),  # one batch on the device, one ready
+            )
+        }
+    deployment = ray.serve.deployment(
+        name=NAME,
+        ray_actor_options={
+            "num_cpus": cpus,
+            "num_gpus": gpus,
+            "runtime_env": {} if gpus else {"env_vars": dict(ALLOCATOR)},
+        },
+        max_ongoing_requests=config.max_queue + _MARGIN,
+        max_queued_requests=config.max_queue,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        graceful_shutdown_timeout_s=config.request_timeout_s + _SECOND_NET_S,
+        graceful_shutdown_wait_loop_s=0.5,
+        max_constructor_retry_count=3,
+        **scale,
+    )
+    bound: Application = deployment(ray.serve.ingress()(Endpoint)).bind(factory, limits, config, max(1, int(cpus)))
+    return bound
+
+
+def start(app: Application, config: ServeConfig) -> DeploymentHandle:
+    """Runs the application on the Ray that is connected, and returns once it answers."""
+    ray.serve.start(
+        proxy_location="HeadOnly",
+        http_options={
+            "host": config.host,
+            "port": config.port,
+            "request_timeout_s": config.request_timeout_s + _SECOND_NET_S,
+        },
+    )
+    return ray.serve.run(app, name=NAME, route_prefix="/")
+
+
+def drain(handle: DeploymentHandle, grace_s: float) -> int:
+    """Turns new requests away and waits for those that are in; those that are left after ``grace_s`` seconds."""
+    end = time.monotonic() + grace_s
+    while True:
+        left: int = sum(handle.broadcast("drain").results(timeout_s=max(1.0, end - time.monotonic())))
+        if left == 0 or time.monotonic() >= end:
+            return left
+        time.sleep(_POLL_S)
+
+
+def stop() -> None:
+    """Ends Serve: the proxies, and the replicas once their answers are out."""
+    ray.serve.shutdown()
