@@ -49,7 +49,7 @@ def dry_run(config: Config, say: Callable[[str], None]) -> bool:
         _describe_new(config, dest, source, extractor, budget, say)
     else:
         plan = Plan.survey(dest, manifest)
-        say(f"source       {manifest.source}: {manifest.rows:,} images, as listed at {manifest.listed_at}")
+        say(f"source       {manifest.sources[0]}: {manifest.rows:,} images, as listed at {manifest.last.listed_at}")
         say(f"dest         {dest.root}: {plan.rows_done:,} images done, {plan.pending_chunks:,} chunks to do,")
         say(f"             {len(plan.sealed):,} of {len(manifest.shards):,} shards sealed")
     if obstacles := list(_obstacles(config, dest, source, manifest, extractor)):
@@ -79,8 +79,8 @@ def _obstacles(
     existing = load_info(dest)
     if existing is not None:
         yield from existing.fingerprint.differences(extractor.fingerprint)
-    if manifest is not None and (manifest.source, manifest.limit) != (source.root, config.job.limit):
-        yield f"source: {manifest.source} → {source.root}; limit: {manifest.limit} → {config.job.limit}"
+    if manifest is not None and (manifest.sources, manifest.last.limit) != ((source.root,), config.job.limit):
+        yield f"source: {manifest.sources[0]} → {source.root}; limit: {manifest.last.limit} → {config.job.limit}"
 
 
 def _describe_ray(config: Config, budget: Budget, say: Callable[[str], None]) -> None:

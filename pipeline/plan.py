@@ -78,9 +78,9 @@ class Plan:
 
     @property
     def rows_done(self) -> int:
-        """Images in sealed shards and committed chunks."""
+        """Live images in sealed shards and committed chunks. Rows only leave once all shards before them are sealed."""
         shards = self._manifest.shards
         done = sum(shards[number].rows for number in self.sealed if number < len(shards))
         for number, progress in self.open.items():
             done += int(np.asarray(shards[number].chunks)[progress.committed].sum())
-        return done
+        return done - self._manifest.retired

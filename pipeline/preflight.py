@@ -5,20 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pipeline.cut import Cut
 from pipeline.dataset import load_info
 from pipeline.errors import InterruptedJobError, UsageError
-from pipeline.manifest import Cut, Manifest, load_manifest, write_manifest
+from pipeline.generation import Listing, write_generation
+from pipeline.manifest import Manifest, load_manifest
 from pipeline.precision import check_precision, resolve_precision
-from pipeline.source import list_images
+from pipeline.source import list_rows
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterator
 
+    import pyarrow as pa
+
     from pipeline.budget import Budget
     from pipeline.config import Config, ModelConfig
     from pipeline.extractor import Extractor
-    from pipeline.storage import ObjectInfo, Store
+    from pipeline.storage import Store
 
 
 def settle_precision(model: ModelConfig, dest: Store, budget: Budget) -> ModelConfig:
@@ -51,31 +55,30 @@ def ensure_manifest(
     """
     manifest = load_manifest(dest)
     if manifest is not None:
-        if (manifest.source, manifest.limit) != (source.root, config.job.limit):
+        if (manifest.sources, manifest.last.limit) != ((source.root,), config.job.limit):
             raise UsageError(
-                f"{dest.root} was made from {manifest.source} with limit {manifest.limit}, not from {source.root}"
-                f" with limit {config.job.limit}; use another DEST"
+                f"{dest.root} was made from {manifest.sources[0]} with limit {manifest.last.limit}, not from"
+                f" {source.root} with limit {config.job.limit}; use another DEST"
             )
-        say(f"{manifest.rows:,} images, as {manifest.source} was listed at {manifest.listed_at}")
+        say(f"{manifest.rows:,} images, as {manifest.sources[0]} was listed at {manifest.last.listed_at}")
         return manifest
     say(f"listing {source.root}")
     job = config.job
     cut = Cut(budget.chunk_rows, job.chunk_bytes, shard_rows(job.shard_rows, job.shard_bytes, extractor))
-    manifest = write_manifest(
+    manifest = write_generation(
         dest,
-        source.root,
-        _until(stop, list_images(source, job.limit)),
-        source.uri,
+        None,
+        Listing((source.root,), job.limit),
+        _until(stop, list_rows(source, job.limit)),
         cut,
-        limit=job.limit,
         progress=lambda rows: say(f"listed {rows:,} images"),
     )
-    say(f"{manifest.rows:,} images, {manifest.bytes / 2**20:,.1f} MiB, {manifest.chunks:,} chunk(s)")
+    say(f"{manifest.rows:,} images, {manifest.last.bytes / 2**20:,.1f} MiB, {manifest.chunks:,} chunk(s)")
     return manifest
 
 
-def _until(stop: threading.Event, objects: Iterator[ObjectInfo]) -> Iterator[ObjectInfo]:
-    for item in objects:
+def _until(stop: threading.Event, rows: Iterator[tuple[str, pa.RecordBatch]]) -> Iterator[tuple[str, pa.RecordBatch]]:
+    for item in rows:
         if stop.is_set():
             raise InterruptedJobError("stopped while listing; the same command lists anew")
         yield item

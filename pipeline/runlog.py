@@ -59,7 +59,7 @@ class RunLog:
             "started": self._started.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self._clock, 3),
             "complete": complete,
-            "source": self._manifest.source,
+            "sources": self._manifest.sources,
             "fingerprint": self._fingerprint.digest,
             "images": self._manifest.rows,
             "skipped": self._skipped,

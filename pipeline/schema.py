@@ -35,6 +35,15 @@ MANIFEST_SCHEMA = pa.schema(
     ]
 )
 
+RETIRED_SCHEMA = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+"""Rows of one manifest shard that leave the dataset with one generation."""
+
 IDENTITY_FIELDS = [pa.field("uri", pa.string(), nullable=False), pa.field("etag", pa.string(), nullable=False)]
 SIZE_FIELDS = [pa.field("width", pa.int32()), pa.field("height", pa.int32())]
 REJECT_FIELDS = [pa.field(name, pa.string()) for name in ("stage", "error", "message")]
@@ -78,6 +87,11 @@ def manifest_shard(shard: int) -> str:
     return f"{MANIFEST_FOLDER}shard-{shard:06d}.parquet"
 
 
+def retired_rows(generation: int, shard: int) -> str:
+    """Name of the list of rows that leave a shard with a generation."""
+    return f"{MANIFEST_FOLDER}retired-{generation:06d}/shard-{shard:06d}.parquet"
+
+
 def chunk_object(shard: int, chunk: int) -> str:
     """Name of a committed chunk; the same chunk always has the same name, so that a retry only rewrites it."""
     return f"{CHUNKS_FOLDER}shard-{shard:06d}/{chunk:05d}.parquet"
@@ -93,6 +107,7 @@ def rejects_shard(shard: int, digest: str) -> str:
     return f"{REJECTS_FOLDER}shard-{shard:06d}-{digest}.parquet"
 
 
+_RETIRED = re.compile(re.escape(MANIFEST_FOLDER) + r"retired-([0-9]+)/shard-([0-9]+)\.parquet")
 _CHUNK = re.compile(re.escape(CHUNKS_FOLDER) + r"shard-([0-9]+)/([0-9]+)\.parquet")
 _SHARD = re.compile(r"(features|rejects|_raysight/manifest)/shard-([0-9]+)(?:-([0-9a-f]{16}))?\.parquet")
 
@@ -104,6 +119,15 @@ def parse_chunk(key: str) -> tuple[int, int] | None:
         return None
     pair = int(match.group(1)), int(match.group(2))
     return pair if chunk_object(*pair) == key else None
+
+
+def parse_retired(key: str) -> tuple[int, int] | None:
+    """The inverse of :func:`retired_rows`; None for other names."""
+    match = _RETIRED.fullmatch(key)
+    if match is None:
+        return None
+    pair = int(match.group(1)), int(match.group(2))
+    return pair if retired_rows(*pair) == key else None
 
 
 def parse_shard(key: str) -> int | None:

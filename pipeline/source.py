@@ -5,6 +5,9 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
+from pipeline import schema
 from pipeline.decode import SUFFIXES
 from pipeline.errors import UsageError
 
@@ -12,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.storage import ObjectInfo, Store
+
+_BATCH_ROWS = 1000  # a page of S3
 
 
 def list_images(store: Store, limit: int | None = None) -> Iterator[ObjectInfo]:
@@ -22,6 +27,21 @@ def list_images(store: Store, limit: int | None = None) -> Iterator[ObjectInfo]:
     """
     images = (item for item in store.list_objects() if item.key.lower().endswith(SUFFIXES))
     return images if limit is None else islice(images, limit)
+
+
+def list_rows(store: Store, limit: int | None = None) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """The images below the store's root as rows of the manifest: (source, batch of MANIFEST_SCHEMA), streamed.
+
+    Raises as :func:`list_images`.
+    """
+    images = list_images(store, limit)
+    while batch := list(islice(images, _BATCH_ROWS)):
+        columns = [
+            [store.uri(item.key) for item in batch],
+            [item.size for item in batch],
+            [item.version for item in batch],
+        ]
+        yield store.root, pa.record_batch(columns, schema=schema.MANIFEST_SCHEMA)
 
 
 def require_images(store: Store) -> None:

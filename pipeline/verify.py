@@ -41,7 +41,7 @@ def verify(url: str, sample: int, limits: ImageLimits, storage: StorageConfig, s
     say(f"dataset      {dest.root}, fingerprint {info.fingerprint.digest}")
     report = check_structure(dest, info, manifest)
     say(f"rows         {report.rows:,} features + {report.rejects:,} rejects = {report.rows + report.rejects:,}")
-    say(f"manifest     {report.expected:,} rows from {manifest.source}")
+    say(f"manifest     {report.expected:,} rows from {', '.join(manifest.sources)}")
     if sample and not report.problems:
         _check_sample(dest, info, manifest, report, sample, limits, storage, say)
     for problem in report.problems:
@@ -65,7 +65,7 @@ def _check_sample(
     if not oracle.weights_agree:
         report.problem(f"the weights {info.model.weights} are not those the dataset was made with")
         return
-    source = open_store(manifest.source, storage)
+    source = open_store(manifest.sources[0], storage)
     compared = list(compare_sample(dest, source, manifest, oracle, sample, limits))
     judged = [item for item in compared if not item.skipped]
     for item in compared:

@@ -14,17 +14,19 @@ from pipeline.config import ImageLimits, ModelConfig, StorageConfig
 from pipeline.dataset import agree_on
 from pipeline.errors import RejectError
 from pipeline.fingerprint import Fingerprint
-from pipeline.manifest import Cut, Manifest, ManifestReader, write_manifest
+from pipeline.generation import Listing, write_generation
+from pipeline.manifest import Manifest, ManifestReader
 from pipeline.read import read_chunk
-from pipeline.schema import embedding_field
+from pipeline.schema import MANIFEST_SCHEMA, embedding_field
 from pipeline.seal import clean_up, seal_shard
-from pipeline.source import list_images
-from pipeline.storage import ObjectInfo, Store, open_store
+from pipeline.source import list_rows
+from pipeline.storage import Store, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from pipeline.cut import Cut
     from pipeline.extractor import Extractor
 
 MODEL = ModelConfig(name="test_vit", weights="random:0", precision="fp32")
@@ -50,7 +52,7 @@ def extract(source_url: str, dest_url: str, extractor: Extractor, cut: Cut) -> M
     """What a job does, one chunk after another: list, read, extract, commit, seal, clean up."""
     source, dest = open_store(source_url, STORAGE), open_store(dest_url, STORAGE)
     agree_on(dest, extractor.fingerprint, MODEL)
-    manifest = write_manifest(dest, source.root, list_images(source), source.uri, cut)
+    manifest = write_generation(dest, None, Listing((source.root,)), list_rows(source), cut)
     worker = ChunkWorker(
         extractor,
         dest,
@@ -94,8 +96,9 @@ class Numbers:
 def numbers(dest: Store, rows: int, cut: Cut, rejected: Sequence[int] = ()) -> Numbers:
     """A dataset of ``rows`` rows with a manifest and nothing else."""
     agree_on(dest, FINGERPRINT, ModelConfig())
-    objects = (ObjectInfo(f"image-{number}", 10, f"v{number}") for number in range(rows))
-    manifest = write_manifest(dest, "/nowhere/", objects, lambda key: f"/nowhere/{key}", cut)
+    columns = [[f"/nowhere/image-{n}" for n in range(rows)], [10] * rows, [f"v{n}" for n in range(rows)]]
+    listed = [("/nowhere/", pa.record_batch(columns, schema=MANIFEST_SCHEMA))]
+    manifest = write_generation(dest, None, Listing(("/nowhere/",)), listed, cut)
     return Numbers(dest, manifest, frozenset(rejected))
 
 

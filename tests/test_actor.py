@@ -13,12 +13,14 @@ import simplejpeg
 
 from pipeline.actor import ChunkResult, ChunkWorker, WorkerConfig
 from pipeline.config import ImageLimits, ModelConfig, StorageConfig
+from pipeline.cut import Cut
 from pipeline.errors import InterruptedJobError
 from pipeline.extractor import Extractor, load_extractor
-from pipeline.manifest import Cut, ManifestReader, write_manifest
+from pipeline.generation import Listing, write_generation
+from pipeline.manifest import ManifestReader
 from pipeline.preflight import _until
 from pipeline.read import read_chunk
-from pipeline.source import list_images
+from pipeline.source import list_rows
 from pipeline.storage import open_store
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ def row(tmp_path: Path, photographs: Mapping[str, bytes]) -> pa.Table:
     paths = jobs.write_corpus(tmp_path / "photos", photographs, 10)
     sorted(paths)[3].write_bytes(b"no image")
     source, dest = (open_store(str(tmp_path / name), StorageConfig()) for name in ("photos", "out"))
-    write_manifest(dest, source.root, list_images(source), source.uri, Cut(10, 1 << 20, 1000))
+    write_generation(dest, None, Listing((source.root,)), list_rows(source), Cut(10, 1 << 20, 1000))
     return read_chunk(ManifestReader(dest), source, 0, 0, 1 << 20)
 
 

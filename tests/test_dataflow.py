@@ -36,9 +36,10 @@ def spec(tmp_path: Path, photographs: Mapping[str, bytes]) -> JobSpec:
     """A job over 40 images in chunks of four, whose manifest is written."""
     from functools import partial
 
+    from pipeline.cut import Cut
     from pipeline.extractor import load_extractor
-    from pipeline.manifest import Cut, write_manifest
-    from pipeline.source import list_images
+    from pipeline.generation import Listing, write_generation
+    from pipeline.source import list_rows
     from pipeline.storage import open_store
     from pipeline.worker import JobSpec
 
@@ -47,7 +48,7 @@ def spec(tmp_path: Path, photographs: Mapping[str, bytes]) -> JobSpec:
         str(tmp_path / "photos"), str(tmp_path / "out"), model=MODEL, job=JobConfig(max_actors=1, grace_s=20.0)
     )
     source, dest = open_store(config.source, StorageConfig()), open_store(config.dest, StorageConfig())
-    write_manifest(dest, source.root, list_images(source), source.uri, Cut(4, 1 << 20, 1000))
+    write_generation(dest, None, Listing((source.root,)), list_rows(source), Cut(4, 1 << 20, 1000))
     factory = partial(load_extractor, MODEL, ImageLimits())
     budget = make_budget(config.job, [Node(2, 0, 8 << 30)], can_grow=False)
     return JobSpec(config, budget, factory().fingerprint, factory)

@@ -9,11 +9,11 @@ import pytest
 from datasets import FINGERPRINT, numbers
 
 from pipeline.config import ModelConfig
+from pipeline.cut import Cut
 from pipeline.dataset import agree_on, count_rejects, load_info
 from pipeline.errors import NotFoundError, UsageError
 from pipeline.footer import read_footer, read_footers
 from pipeline.local import LocalStore
-from pipeline.manifest import Cut
 
 if TYPE_CHECKING:
     from pathlib import Path

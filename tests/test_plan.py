@@ -6,12 +6,14 @@ from hypothesis import strategies as st
 
 from pipeline import schema
 from pipeline.local import LocalStore
-from pipeline.manifest import Manifest, ManifestShard
+from pipeline.manifest import Generation, Manifest, ManifestShard
 from pipeline.plan import Plan
 
 
 def manifest(*shards: tuple[int, ...]) -> Manifest:
-    return Manifest("s3://bucket/", None, "now", 0, tuple(ManifestShard(chunks, "") for chunks in shards))
+    listed = tuple(ManifestShard(chunks, "", "s3://bucket/", 1) for chunks in shards)
+    generation = Generation(1, "listing", "now", None, ("s3://bucket/",), sum(shard.rows for shard in listed), 0)
+    return Manifest(listed, (generation,))
 
 
 def pending(plan: Plan) -> dict[int, list[int]]:

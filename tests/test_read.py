@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pipeline.config import Config, StorageConfig
+from pipeline.cut import Cut
 from pipeline.errors import NotFoundError, UnavailableError, UsageError
+from pipeline.generation import Listing, write_generation
 from pipeline.local import LocalStore
-from pipeline.manifest import Cut, ManifestReader, write_manifest
+from pipeline.manifest import ManifestReader
 from pipeline.read import CHUNK_ROW_SCHEMA, read_chunk, read_chunks
-from pipeline.source import list_images, require_images
+from pipeline.source import list_images, list_rows, require_images
 from pipeline.storage import open_store
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ HASTY = StorageConfig(max_retries=0)
 
 def manifest_of(source: Store, folder: Path) -> ManifestReader:
     dest = LocalStore(str(folder))
-    write_manifest(dest, source.root, list_images(source), source.uri, CUT)
+    write_generation(dest, None, Listing((source.root,)), list_rows(source), CUT)
     return ManifestReader(dest)
 
 
@@ -189,7 +191,7 @@ def test_several_tasks_of_one_worker_do_not_disturb_each_other(tmp_path: Path) -
     for number in range(40):
         source.put(f"{number:02d}.jpg", str(number).encode())
     dest = LocalStore(str(tmp_path / "out"))
-    write_manifest(dest, source.root, list_images(source), source.uri, Cut(2, 1000, 4))
+    write_generation(dest, None, Listing((source.root,)), list_rows(source), Cut(2, 1000, 4))
     config = Config(str(tmp_path / "in"), str(tmp_path / "out"))
     with ThreadPoolExecutor(4) as pool:
         tables = pool.map(lambda shard: list(read_chunks(config, shard, [0, 1])), [*range(10)] * 10)

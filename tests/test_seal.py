@@ -10,9 +10,9 @@ import pytest
 from datasets import FINGERPRINT, FailingStore, Numbers, numbers, vector
 
 from pipeline.config import StorageConfig
+from pipeline.cut import Cut
 from pipeline.errors import NotFoundError, RaysightError
 from pipeline.local import LocalStore
-from pipeline.manifest import Cut
 from pipeline.plan import Plan
 from pipeline.seal import clean_up
 from pipeline.storage import open_store

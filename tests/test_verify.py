@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import LIMITS, MODEL, STORAGE, extract, write_photographs
 
+from pipeline.cut import Cut
 from pipeline.errors import UsageError
 from pipeline.extractor import load_extractor
-from pipeline.manifest import Cut
 from pipeline.verify import verify
 from serve.cli import main
 
