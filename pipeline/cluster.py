@@ -52,10 +52,12 @@ os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 
 @contextmanager
 def local_ray(cpus: int) -> Iterator[None]:
-    """Ray on this machine, for as long as the block runs: no dashboard, token authentication."""
+    """Ray on this machine, for as long as the block runs: no dashboard, token authentication, ports on loopback."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what concerns the user is reported by the job itself
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # What Ray does for a lone laptop, and no option of its: all its ports are on loopback.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     with _signal_handlers_kept(), _announcement_dropped():

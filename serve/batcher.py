@@ -57,6 +57,11 @@ class Batcher:
         for item in self._items:
             item.future.cancel()
 
+    @property
+    def waiting(self) -> int:
+        """Images that no forward has taken yet."""
+        return len(self._items)
+
     async def submit(self, pixels: NDArray[np.uint8], deadline: float) -> Row:
         """One image's features.
 
