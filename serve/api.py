@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -21,6 +19,7 @@ from serve.doors import FINGERPRINT, Doors
 from serve.errors import ApiError
 from serve.metrics import Metrics
 from serve.outputs import columns_of
+from serve.page import Page
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
     from serve.auth import KeyRing
     from serve.engine import Engine
-
-_WEB = Path(__file__).parent / "web"
 
 _log = logging.getLogger("raysight.serve")
 
@@ -66,7 +63,7 @@ def create_app(engine: Engine, keys: KeyRing | None) -> FastAPI:
             return schemas.Status(status="draining")
         return schemas.Status(status="ready")
 
-    app.mount("/", StaticFiles(directory=_WEB, html=True, check_dir=False), name="page")
+    app.mount("/", Page(), name="page")
     app.add_middleware(_Envelope, metrics=metrics, digest=engine.fingerprint(columns_of(engine.outputs)).digest)
     app.add_exception_handler(ApiError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_route)

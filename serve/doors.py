@@ -226,6 +226,8 @@ class Doors:
             fingerprint={"digest": fingerprint.digest, **fingerprint.to_dict()},
             outputs=engine.outputs,
             image_size=list(engine.image_size),
+            crop_pct=engine.extractor.preprocessor.config.crop_pct,
+            crop_mode=engine.extractor.preprocessor.config.crop_mode,
             patch_grid=list(engine.patch_grid) if engine.patch_grid else None,
             has_classes="classes" in engine.outputs,
         )

@@ -107,7 +107,7 @@ class FeaturesAnswer(BaseModel):
 
 
 class Model(BaseModel):
-    """What is served."""
+    """What is served. The crop is in timm's terms: crop_pct is crop size over resized size."""
 
     id: str
     object: Literal["model"] = "model"
@@ -116,6 +116,8 @@ class Model(BaseModel):
     fingerprint: dict[str, Any]
     outputs: list[str]
     image_size: list[int]
+    crop_pct: float
+    crop_mode: str
     patch_grid: list[int] | None
     has_classes: bool
 
