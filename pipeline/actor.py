@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import time
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.commit import build_chunk, commit_chunk
+from pipeline.counting import CountingStore
 from pipeline.errors import RejectError
 from pipeline.isolate import IsolatedPreprocessor
 from pipeline.streams import ForwardStreams
@@ -25,13 +28,16 @@ if TYPE_CHECKING:
     from pipeline.storage import Store
     from pipeline.streams import Forwarded
 
+    _Decoded = tuple[Prepared | RejectError, float, float]
+
 
 @dataclass(frozen=True, slots=True)
 class ChunkResult:
     """Figures of one committed chunk; seconds are wall seconds but for those called CPU seconds.
 
     ``forward_seconds`` is the time the device was held (a stream of several holds its part of it);
-    ``prepare_cpu_seconds`` the CPU time of all decode threads.
+    ``prepare_seconds`` and ``prepare_cpu_seconds`` are summed over all decode threads. ``started`` and ``ended`` are
+    seconds on the clock of ``worker``, good for differences on the same one. ``requests`` are those of read and commit.
     """
 
     shard: int
@@ -43,21 +49,28 @@ class ChunkResult:
     bytes_written: int
     read_seconds: float
     read_cpu_seconds: float
+    prepare_seconds: float
     prepare_cpu_seconds: float
     forward_seconds: float
+    forward_cpu_seconds: float
     commit_seconds: float
+    commit_cpu_seconds: float
     chunk_seconds: float
+    worker: str
+    started: float
+    ended: float
+    requests: dict[str, int]
 
     def to_table(self) -> pa.Table:
         """One row."""
-        return pa.table(
-            {name: [value] for name, value in {**asdict(self), "rejects": json.dumps(self.rejects)}.items()}
-        )
+        counts = {"rejects": json.dumps(self.rejects), "requests": json.dumps(self.requests)}
+        return pa.table({name: [value] for name, value in {**asdict(self), **counts}.items()})
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Self:
         """The inverse of :meth:`to_table`."""
-        return cls(**{**row, "rejects": json.loads(row["rejects"])})
+        counts = {name: json.loads(row[name]) for name in ("rejects", "requests")}
+        return cls(**{**row, **counts})
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +99,8 @@ class ChunkWorker:
 
     def __init__(self, extractor: Extractor, dest: Store, config: WorkerConfig) -> None:
         self._extractor = extractor
-        self._dest = dest
+        self._dest = CountingStore(dest)
+        self._name = f"{platform.node()}:{os.getpid()}"
         self._config = config
         self._streams = ForwardStreams(extractor, config.forward_streams, config.forward_threads)
         import torch  # not at the top: a seal worker has no use for it
@@ -122,7 +136,7 @@ class ChunkWorker:
             )
         columns = self._extractor.finish(work.features(self._extractor.outputs))
         table = build_chunk(uris, etags, work.outcomes, columns, self._extractor.outputs)
-        before = time.perf_counter()
+        before, cpu = time.perf_counter(), time.thread_time()
         written = commit_chunk(self._dest, shard, chunk, table)
         end = time.perf_counter()
         return ChunkResult(
@@ -135,10 +149,17 @@ class ChunkWorker:
             bytes_written=written,
             read_seconds=row["read_seconds"][0].as_py(),
             read_cpu_seconds=row["read_cpu_seconds"][0].as_py(),
+            prepare_seconds=work.prepare_seconds,
             prepare_cpu_seconds=work.prepare_cpu_seconds,
             forward_seconds=work.forward_seconds,
+            forward_cpu_seconds=work.forward_cpu_seconds,
             commit_seconds=end - before,
+            commit_cpu_seconds=time.thread_time() - cpu,
             chunk_seconds=end - start,
+            worker=self._name,
+            started=start,
+            ended=end,
+            requests=dict(Counter(dict(row["requests"][0].as_py())) + Counter(self._dest.take())),
         )
 
     @staticmethod
@@ -176,27 +197,26 @@ class ChunkWorker:
     def _prepared(
         self, work: _Work, prepare: Callable[[memoryview], Prepared], ahead: int
     ) -> Iterator[Prepared | RejectError]:
-        def run(item: memoryview | RejectError) -> tuple[Prepared | RejectError, float]:
-            if isinstance(item, RejectError):
-                return item, 0.0
-            before = time.thread_time()
+        def run(item: memoryview | RejectError) -> _Decoded:
+            before, cpu = time.perf_counter(), time.thread_time()
             try:
-                return prepare(item), time.thread_time() - before
+                outcome = item if isinstance(item, RejectError) else prepare(item)
             except RejectError as reject:
-                return reject, time.thread_time() - before
+                outcome = reject
+            return outcome, time.perf_counter() - before, time.thread_time() - cpu
 
-        window: deque[Future[tuple[Prepared | RejectError, float]]] = deque()
+        window: deque[Future[_Decoded]] = deque()
         for item in work.items:
             if not isinstance(item, RejectError):
                 work.bytes_read += len(item)
             if ahead == 0:
-                yield run(item)[0]
+                yield work.take(run(item))
                 continue
             window.append(self._pool.submit(run, item))
             if len(window) > ahead:
-                yield work.take(window.popleft())
+                yield work.take(window.popleft().result())
         while window:
-            yield work.take(window.popleft())
+            yield work.take(window.popleft().result())
 
     def _forward(self, batch: dict[int, Prepared]) -> tuple[list[int], Future[Forwarded]]:
         """Begins a forward; keys of ``batch`` are places in the chunk."""
@@ -211,18 +231,20 @@ class _Work:
         self.outcomes: list[tuple[int, int] | RejectError] = []
         self.parts: dict[str, list[np.ndarray[Any, Any]]] = {}
         self.bytes_read = 0
-        self.prepare_cpu_seconds = 0.0
-        self.forward_seconds = 0.0
+        self.prepare_seconds = self.prepare_cpu_seconds = 0.0
+        self.forward_seconds = self.forward_cpu_seconds = 0.0
 
-    def take(self, future: Future[tuple[Prepared | RejectError, float]]) -> Prepared | RejectError:
-        outcome, seconds = future.result()
-        self.prepare_cpu_seconds += seconds
+    def take(self, decoded: _Decoded) -> Prepared | RejectError:
+        outcome, seconds, cpu_seconds = decoded
+        self.prepare_seconds += seconds
+        self.prepare_cpu_seconds += cpu_seconds
         return outcome
 
     def note(self, places: list[int], future: Future[Forwarded]) -> None:
         """Takes the features of one batch, whose images have these places in the chunk."""
         done = future.result()
         self.forward_seconds += done.seconds
+        self.forward_cpu_seconds += done.cpu_seconds
         finite = np.logical_and.reduce([np.isfinite(values).all(axis=1) for values in done.features.values()])
         for place, sound in zip(places, finite, strict=True):
             if not sound:

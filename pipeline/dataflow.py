@@ -10,6 +10,7 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -20,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.actor import ChunkResult
 from pipeline.budget import ALLOCATOR, READ_CPUS
+from pipeline.counting import CountingStore
 from pipeline.errors import RaysightError, UnavailableError
 from pipeline.raystats import ForgetBlockStats
 from pipeline.read import read_chunks
@@ -195,19 +197,21 @@ def _explain(error: BaseException) -> RaysightError:
     return RaysightError(f"Ray gave up: {type(root).__name__}: {lines[-1] if lines else ''}; run again to resume")
 
 
-def _seal(config: Config, shard: int, chunks: tuple[int, ...], fingerprint: Fingerprint) -> int:
-    seal_shard(open_store(config.dest, config.storage), shard, chunks, fingerprint)
-    return shard
+def _seal(config: Config, shard: int, chunks: tuple[int, ...], fingerprint: Fingerprint) -> tuple[int, dict[str, int]]:
+    dest = CountingStore(open_store(config.dest, config.storage))
+    seal_shard(dest, shard, chunks, fingerprint)
+    return shard, dest.take()
 
 
 class Sealer:
-    """Seals shards in tasks of their own, beside the extraction."""
+    """Seals shards in tasks of their own, beside the extraction, and adds up their ``requests``."""
 
     def __init__(self, config: Config, fingerprint: Fingerprint) -> None:
         self._config = config
         self._fingerprint = fingerprint
         self._seal = ray.remote(_seal).options(num_cpus=0, max_retries=3, retry_exceptions=[UnavailableError])
         self._running: list[Any] = []
+        self.requests: Counter[str] = Counter()
 
     def submit(self, shard: int, chunks: tuple[int, ...]) -> None:
         """Starts sealing a shard."""
@@ -225,7 +229,9 @@ class Sealer:
             self._running, num_returns=len(self._running), timeout=None if wait else 0, fetch_local=True
         )
         try:
-            sealed: list[int] = ray.get(ready)
+            sealed: list[tuple[int, dict[str, int]]] = ray.get(ready)
         except Exception as error:
             raise _explain(error) from error
-        return sealed
+        for _, requests in sealed:
+            self.requests.update(requests)
+        return [shard for shard, _ in sealed]

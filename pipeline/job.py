@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.budget import Budget, make_budget
 from pipeline.cluster import cluster_address, cluster_nodes, existing_ray, free_resources, local_ray, this_machine
+from pipeline.counting import CountingStore
 from pipeline.dataset import agree_on, count_rejects
 from pipeline.errors import RaysightError
 from pipeline.extractor import Extractor, load_extractor
@@ -24,7 +25,7 @@ from pipeline.source import require_images
 from pipeline.storage import Store, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
     from pipeline.config import Config, ModelConfig
     from pipeline.dataflow import Sealer
@@ -88,7 +89,7 @@ def run_job(
         RaysightError: the job could not go on; what is committed stays, and running again resumes.
     """
     stop = stop or threading.Event()
-    dest, source = open_store(config.dest, config.storage), open_store(config.source, config.storage)
+    dest, source = (CountingStore(open_store(url, config.storage)) for url in (config.dest, config.source))
     dest.check(missing_ok=True)
     if load_manifest(dest) is None:
         require_images(source)
@@ -117,7 +118,7 @@ def run_job(
             run.extract(budget, make, stop)
         else:
             run.seal_here()
-        return run.close(stopped=stop.is_set())
+        return run.close(stopped=stop.is_set(), requests=(dest.take(), source.take()))
 
 
 class _Run:
@@ -147,6 +148,7 @@ class _Run:
         from pipeline.dataflow import Sealer  # imports ray, which a finished dataset does not need
         from pipeline.worker import JobSpec
 
+        self._log.budget = budget
         spec = JobSpec(self._config, budget, self._fingerprint, make)
         sealer = Sealer(self._config, self._fingerprint)
         for shard in self._plan.sealable():
@@ -157,6 +159,7 @@ class _Run:
                 break
             self._say(f"{self._plan.pending_chunks} chunks are still missing; going over them again")
         self._note(sealer, wait=True)
+        self._log.count(sealer.requests)
         self._progress.finish()
         if self._plan.pending() and not stop.is_set():
             raise RaysightError(
@@ -195,7 +198,9 @@ class _Run:
             seal_shard(self._dest, shard, self._manifest.shards[shard].chunks, self._fingerprint)
             self._plan.seal(shard)
 
-    def close(self, *, stopped: bool) -> Summary:
+    def close(self, *, stopped: bool, requests: Iterable[Mapping[str, int]]) -> Summary:
+        for counts in requests:
+            self._log.count(counts)
         complete = not self._plan.open
         if complete:
             clean_up(self._dest, self._plan.sealed)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from pipeline.counting import CountingStore
 from pipeline.errors import RejectError, UnavailableError
 from pipeline.manifest import ManifestReader
 from pipeline.storage import Fetched, open_store
@@ -34,6 +35,7 @@ CHUNK_ROW_SCHEMA = pa.schema(
         ("reject", pa.list_(_REJECT)),
         ("read_seconds", pa.float64()),
         ("read_cpu_seconds", pa.float64()),
+        ("requests", pa.map_(pa.string(), pa.int64())),
     ]
 )
 
@@ -65,7 +67,8 @@ def read_chunk(manifest: ManifestReader, source: Store, shard: int, chunk: int, 
     """
     wall, cpu = time.perf_counter(), time.process_time()
     listed = manifest.chunk(shard, chunk).to_pylist()
-    fetched = _fetch_all(source, listed, max_bytes, f"chunk {shard}/{chunk}")
+    counted = CountingStore(source)
+    fetched = _fetch_all(counted, listed, max_bytes, f"chunk {shard}/{chunk}")
     return pa.table(
         {
             "shard": [shard],
@@ -76,6 +79,7 @@ def read_chunk(manifest: ManifestReader, source: Store, shard: int, chunk: int, 
             "reject": [[_as_struct(item) for item in fetched]],
             "read_seconds": [time.perf_counter() - wall],
             "read_cpu_seconds": [time.process_time() - cpu],
+            "requests": [sorted(counted.take().items())],
         },
         schema=CHUNK_ROW_SCHEMA,
     )

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pipeline.actor import ChunkResult
+    from pipeline.budget import Budget
     from pipeline.fingerprint import Fingerprint
     from pipeline.manifest import Manifest
 
@@ -23,15 +26,34 @@ _SUMS = (
     "bytes_written",
     "read_seconds",
     "read_cpu_seconds",
+    "prepare_seconds",
     "prepare_cpu_seconds",
     "forward_seconds",
+    "forward_cpu_seconds",
     "commit_seconds",
+    "commit_cpu_seconds",
     "chunk_seconds",
 )
 
 
+_BUDGET = (
+    "max_actors",
+    "cpus_per_actor",
+    "gpus_per_actor",
+    "decode_threads",
+    "forward_streams",
+    "read_tasks_per_actor",
+    "batch_size",
+    "chunk_rows",
+)
+
+
 class RunLog:
-    """Adds up the results of chunks."""
+    """Adds up the results of chunks.
+
+    Attributes:
+        budget: what Ray was asked for, once it was.
+    """
 
     def __init__(self, manifest: Manifest, fingerprint: Fingerprint, *, skipped: int) -> None:
         self._started = datetime.now(UTC)
@@ -41,6 +63,9 @@ class RunLog:
         self._skipped = skipped
         self._sums: dict[str, float] = dict.fromkeys(_SUMS, 0)
         self._rejects: Counter[str] = Counter()
+        self._requests: Counter[str] = Counter()
+        self._spans: dict[str, tuple[float, float]] = {}
+        self.budget: Budget | None = None
         self._chunks = self._retries = 0
 
     def add(self, result: ChunkResult) -> None:
@@ -48,8 +73,15 @@ class RunLog:
         for name in _SUMS:
             self._sums[name] += getattr(result, name)
         self._rejects.update(result.rejects)
+        self.count(result.requests)
+        first, last = self._spans.get(result.worker, (result.started, result.ended))
+        self._spans[result.worker] = min(first, result.started), max(last, result.ended)
         self._chunks += 1
         self._retries += result.attempt - 1
+
+    def count(self, requests: Mapping[str, int]) -> None:
+        """Notes requests to the stores that no chunk made."""
+        self._requests.update(requests)
 
     def to_object(self, images_per_second: float, *, complete: bool) -> tuple[str, bytes]:
         """The object's name and content."""
@@ -67,6 +99,11 @@ class RunLog:
             "retries": self._retries,
             "rejects": dict(self._rejects),
             "images_per_second": round(images_per_second, 3),
+            "actors": len(self._spans),
+            # From an actor's first chunk to the end of its last: what its busy seconds are fractions of.
+            "actor_seconds": round(sum(last - first for first, last in self._spans.values()), 3),
+            "budget": {name: getattr(self.budget, name) for name in _BUDGET} if self.budget else None,
+            "requests": dict(self._requests),
             **{name: round(value, 6) for name, value in self._sums.items()},
         }
         stamp = self._started.strftime("%Y%m%dT%H%M%SZ")

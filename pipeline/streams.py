@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Forwarded:
-    """Features of one batch, as ``Extractor.forward`` gives them, and the seconds for which they held the device."""
+    """Features of one batch, as ``Extractor.forward`` gives them, and the seconds for which they held the device.
+
+    ``cpu_seconds`` are those of the calling thread alone: all of them on a CPU, where a forward has one thread.
+    """
 
     features: Mapping[str, np.ndarray[Any, Any]]
     seconds: float
+    cpu_seconds: float
 
 
 class ForwardStreams:
@@ -51,6 +55,6 @@ class ForwardStreams:
         return self._pool.submit(self._forward, batch)
 
     def _forward(self, batch: Sequence[NDArray[np.uint8]]) -> Forwarded:
-        before = time.perf_counter()
+        before, cpu = time.perf_counter(), time.thread_time()
         features = self._extractor.forward(batch)
-        return Forwarded(features, (time.perf_counter() - before) / self.streams)
+        return Forwarded(features, (time.perf_counter() - before) / self.streams, time.thread_time() - cpu)

@@ -1,0 +1,92 @@
+"""A store that counts the requests made through it; what they cost, a price list knows."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from pipeline.errors import RejectError
+    from pipeline.store import Fetched, ObjectInfo, Store
+
+_PAGE = 1000  # keys that one LIST answers, and that one DELETE of many takes
+
+
+class CountingStore:
+    """Any store; several threads may use it at once. Requests that a store repeats after a failure count once.
+
+    Args:
+        store: what does the work.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def take(self) -> dict[str, int]:
+        """Requests since the last call: ``get``, ``put``, ``list`` and ``delete`` → how many, without zeros."""
+        with self._lock:
+            counts, self._counts = self._counts, Counter()
+        return dict(counts)
+
+    def _count(self, kind: str, number: int = 1) -> None:
+        if number:
+            with self._lock:
+                self._counts[kind] += number
+
+    @property
+    def root(self) -> str:
+        return self._store.root
+
+    def check(self, *, missing_ok: bool = False) -> None:
+        self._count("list")
+        self._store.check(missing_ok=missing_ok)
+
+    def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        self._count("list")
+        for number, item in enumerate(self._store.list_objects(prefix)):
+            if number and number % _PAGE == 0:
+                self._count("list")
+            yield item
+
+    def get(self, key: str) -> bytes:
+        self._count("get")
+        return self._store.get(key)
+
+    def get_tail(self, key: str, size: int) -> bytes:
+        self._count("get")
+        return self._store.get_tail(key, size)
+
+    def fetch_many(self, keys: Sequence[str], max_bytes: int) -> list[Fetched | RejectError]:
+        self._count("get", len(keys))
+        return self._store.fetch_many(keys, max_bytes)
+
+    def put(self, key: str, data: bytes) -> None:
+        self._count("put")
+        self._store.put(key, data)
+
+    def put_file(self, key: str, path: Path, *, replace: bool = True) -> bool:
+        self._count("put")
+        return self._store.put_file(key, path, replace=replace)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        self._count("put")
+        return self._store.put_if_absent(key, data)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        self._count("delete", -(-len(keys) // _PAGE))
+        self._store.delete(keys)
+
+    def sweep(self, prefix: str) -> int:
+        return self._store.sweep(prefix)
+
+    def uri(self, key: str) -> str:
+        return self._store.uri(key)
+
+    def key(self, uri: str) -> str:
+        return self._store.key(uri)
