@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -12,7 +13,7 @@ from pipeline.config import Config
 from pipeline.errors import UsageError
 from pipeline.interrupt import Interruptible
 from pipeline.keys import all_keys, literal, to_toml, value_of
-from pipeline.options import add_config_option, add_model_options, add_setting, natural
+from pipeline.options import add_config_option, add_model_options, add_setting, dollars, natural
 from pipeline.settings import load_settings, resolve
 
 if TYPE_CHECKING:
@@ -22,10 +23,11 @@ EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_REJECTS, EXIT_INTERRUPTED = 0, 1, 2, 3, 4
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds ``extract``, ``embed``, ``verify`` and ``config`` to the root parser."""
+    """Adds ``extract``, ``embed``, ``verify``, ``report`` and ``config`` to the root parser."""
     _add_extract(commands)
     _add_embed(commands)
     _add_verify(commands)
+    _add_report(commands)
     _add_config(commands)
 
 
@@ -80,6 +82,28 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="rows computed again with timm's own code (default: %(default)s)",
     )
     parser.set_defaults(run=run_verify)
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "report", help="the figures of a dataset's runs: speed, cost, and what they waited for"
+    )
+    parser.add_argument("dest", metavar="DEST", help="a dataset: a folder, or s3://bucket/prefix")
+    add_config_option(parser)
+    parser.add_argument(
+        "--run",
+        dest="which",
+        default="latest",
+        metavar="RUN",
+        help="'latest', 'all', or the name of one (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--format", choices=("text", "json", "html"), default="text", help="'html' is one page (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--dollars-per-hour", type=dollars, metavar="X", help="of all machines of the job; gives the cost of a million"
+    )
+    parser.set_defaults(run=run_report)
 
 
 def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -169,6 +193,27 @@ def run_verify(options: argparse.Namespace) -> int:
     settings = load_settings(options)
     sound = verify(options.dest, options.sample, settings.limits, settings.storage, print)
     return EXIT_OK if sound else EXIT_ERROR
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """``raysight report``."""
+    from pipeline import report
+    from pipeline.report_page import html_report
+    from pipeline.report_text import text_report
+    from pipeline.storage import open_store
+
+    dest = open_store(options.dest, load_settings(options).storage)
+    dest.check()
+    runs = report.choose(report.load_runs(dest), options.which)
+    figures = [report.figures(name, run, options.dollars_per_hour) for name, run in runs.items()]
+    total = report.totals(figures) if options.which == "all" else None
+    if options.format == "json":
+        print(json.dumps({"dataset": dest.root, "runs": figures, "total": total}, indent=1))
+    elif options.format == "html":
+        print(html_report(dest.root, figures, total), end="")
+    else:
+        print(text_report(figures, total))
+    return EXIT_OK
 
 
 def run_config(options: argparse.Namespace) -> int:

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from pipeline.fingerprint import Fingerprint
     from pipeline.manifest import Manifest
 
+RUNS = "_raysight/run-"
+"""How the names of all logs begin."""
+
+STAGES = ("read", "prepare", "forward", "commit")
+
 _SUMS = (
     "rows",
     "bytes_read",
@@ -107,4 +112,4 @@ class RunLog:
             **{name: round(value, 6) for name, value in self._sums.items()},
         }
         stamp = self._started.strftime("%Y%m%dT%H%M%SZ")
-        return f"_raysight/run-{stamp}-{os.getpid()}.json", json.dumps(values, indent=1).encode()
+        return f"{RUNS}{stamp}-{os.getpid()}.json", json.dumps(values, indent=1).encode()

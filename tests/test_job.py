@@ -81,6 +81,20 @@ def test_the_run_is_on_record(undisturbed: tuple[Path, str]) -> None:
     assert run["prepare_cpu_seconds"] > 0
 
 
+def test_report_has_its_figures_without_ray(undisturbed: tuple[Path, str]) -> None:
+    code, output = jobs.run("report", undisturbed[0], "--format", "json", "--dollars-per-hour", "3.6")
+    assert code == 0, output
+    (run,) = json.loads(output)["runs"]
+    assert (run["rows"], run["rejects"], run["complete"], run["actors"]) == (100, 0, True, 1)
+    assert run["dollars_per_million_images"] == pytest.approx(1000 / run["images_per_second"], rel=1e-3)
+    # Each image was read and each chunk written, sealed and deleted; each of four shards was put.
+    assert run["requests"]["get"] >= 100 + 13
+    assert run["requests"]["put"] >= 13 + 4
+    assert run["requests"]["delete"] >= 4
+    assert all(stage["cpu_ms_per_image"] > 0 for stage in run["stages"].values())
+    assert all(0 < fraction <= 1 for fraction in run["busy"].values())
+
+
 def test_verify_agrees(undisturbed: tuple[Path, str]) -> None:
     code, output = jobs.run("verify", undisturbed[0], "--sample", "8")
     assert code == 0, output
