@@ -16,7 +16,8 @@ from pipeline.budget import make_budget
 from pipeline.cluster import Node
 from pipeline.config import JobConfig
 from pipeline.counting import CountingStore
-from pipeline.manifest import Cut, load_manifest
+from pipeline.cut import Cut
+from pipeline.manifest import load_manifest
 from pipeline.report import bound, busy_fractions, figures, load_runs
 from pipeline.runlog import RunLog
 from pipeline.storage import open_store
