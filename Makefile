@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench soak upgrade clean
+.PHONY: help install demo test lint format bench soak upgrade lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -45,6 +45,10 @@ upgrade: $(STAMP)  ## the newest versions that the ranges allow, into .venv and 
 	{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable --exclude certifi; } > constraints.new
 	mv constraints.new constraints.txt
 	@touch $(STAMP)
+	$(BIN)/python deploy/lock.py
+
+lock: $(STAMP)  ## deploy/requirements.lock, which the image installs, from constraints.txt
+	$(BIN)/python deploy/lock.py
 
 clean:  ## remove what the targets made, the virtual environment too
 	rm -rf $(VENV) demo-output bench-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
