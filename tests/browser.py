@@ -52,9 +52,10 @@ class Browser:
     def open(self, url: str, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
         """A fresh page, in a window of that many CSS pixels."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        media = {"prefers-color-scheme": "dark" if dark else "light", "prefers-reduced-motion": "reduce"}
+        features = [{"name": name, "value": value} for name, value in media.items()]
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
         self.driver.get(url)
         self.messages()
 
@@ -63,8 +64,8 @@ class Browser:
         return self.driver.find_element("id", identifier)
 
     def text(self, identifier: str) -> str:
-        """What is written in an element, whether it can be seen or not."""
-        return str(self.element(identifier).get_property("textContent"))
+        """What is written in an element, whether it can be seen or not; spaces that do not break read as others."""
+        return str(self.element(identifier).get_property("textContent")).replace("\N{NO-BREAK SPACE}", " ")
 
     def script(self, code: str, *arguments: Any) -> Any:
         """The value of a script that ends in ``return``; it may await."""

@@ -309,6 +309,7 @@ def test_the_five_classes_stand_with_their_percentages(browser: Browser, url: st
     rows = browser.script(
         "return [...document.querySelectorAll('#classes li')].map((row) => row.innerText.split('\\n'));"
     )
+    rows = [[text.replace("\N{NO-BREAK SPACE}", " ") for text in row] for row in rows]
     expected = [
         [entry["name"] or f"class {entry['index']}", f"{entry['probability']:.1f} %"]
         for entry in ask(url, cat)["classes"]
@@ -390,12 +391,11 @@ def test_text_in_the_clipboard_is_no_image(browser: Browser, url: str) -> None:
 def test_a_server_with_keys_is_asked_again_with_one(browser: Browser, extractor: Extractor, cat: Path) -> None:
     with serving(make_app(extractor, ["embedding", "patches"], key=KEY)) as url:
         browser.open(url)
-        browser.wait(lambda: browser.text("alert"))
-        assert browser.text("alert") == "give an API key: Authorization: Bearer KEY"
-        assert focused(browser) == "key"
+        browser.wait(lambda: focused(browser) == "key")
+        assert browser.text("alert") == ""
         press(browser, "wrong", Keys.ENTER)
-        browser.wait(lambda: len(browser.driver.get_log("browser")) > 0)
-        assert browser.element("key-form").is_displayed()
+        browser.wait(lambda: browser.text("alert"))
+        assert browser.text("alert").startswith("Give an API key")
         press(browser, KEY, Keys.ENTER)
         browser.wait(lambda: not browser.element("key-form").is_displayed())
         assert browser.text("alert") == ""

@@ -1,17 +1,23 @@
-// Numbers and commands as people read them.
+// Numbers and commands as people read them. A number and its unit stay on one line.
+const NBSP = "\u00a0";
 
 export function bytes(count) {
-  if (count < 1000) return `${count} bytes`;
-  return count < 1e6 ? `${Math.round(count / 1e3)} KB` : `${(count / 1e6).toFixed(1)} MB`;
+  if (count < 1000) return `${count}${NBSP}bytes`;
+  return count < 1e6 ? `${Math.round(count / 1e3)}${NBSP}KB` : `${(count / 1e6).toFixed(1)}${NBSP}MB`;
 }
 
 export function milliseconds(value) {
-  return `${value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString("en")} ms`;
+  return `${value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString("en")}${NBSP}ms`;
+}
+
+/** Two lengths, the horizontal one first. */
+export function size(width, height) {
+  return `${width}${NBSP}×${NBSP}${height}`;
 }
 
 /** A share of 100. */
 export function percent(value, digits = 1) {
-  return `${value.toFixed(digits)} %`;
+  return `${value.toFixed(digits)}${NBSP}%`;
 }
 
 /** The request of this page as one command; the key is named, not shown. */

@@ -22,11 +22,14 @@ function say(text, { visible = false } = {}) {
   $("status").classList.toggle("visually-hidden", !visible);
 }
 
-function complain(error) {
+/** Shows what went wrong; `about` is the name of the file it is about, if it is about a file. */
+function complain(error, about = "") {
   say("");
-  $("alert").textContent = error instanceof ApiError ? error.message : `The page failed: ${error.message}`;
+  const message = error instanceof ApiError ? error.message : `the page failed: ${error.message}`;
+  $("alert").textContent = about ? `${about}: ${message}` : message.charAt(0).toUpperCase() + message.slice(1);
   if (!(error instanceof ApiError)) console.error(error);
   if (error.status === 401) {
+    if (!key) $("alert").textContent = ""; // nothing went wrong yet, and the form says what is wanted
     $("key-form").hidden = false;
     $("key").select(); // and focus: the next key typed replaces a wrong one
   }
@@ -55,7 +58,7 @@ async function show(file) {
     await present(file, item, answer, milliseconds, signal);
   } catch (error) {
     if (signal.aborted) return;
-    complain(error);
+    complain(error, error.status === 422 ? file.name : ""); // of the image, not of the server or the key
   } finally {
     if (!signal.aborted) $("result").setAttribute("aria-busy", "false");
   }

@@ -1,5 +1,5 @@
 // The parts of the page that show numbers and names.
-import { bytes, milliseconds, percent } from "./format.js";
+import { bytes, milliseconds, percent, size } from "./format.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -21,7 +21,7 @@ export function showFingerprint({ digest: own, ...fields }, digest = own) {
 }
 
 export function showFacts(item, file, time) {
-  const facts = [`${item.width} × ${item.height} px`, bytes(file.size), `${milliseconds(time)} round trip`];
+  const facts = [`${size(item.width, item.height)} px`, bytes(file.size), `${milliseconds(time)} round trip`];
   $("facts").replaceChildren(...facts.map((textContent) => element("li", { textContent })));
 }
 

@@ -1,6 +1,6 @@
 // The two figures: the photograph with the model's crop, and its patch tokens laid over the same place.
 import { cropBox, patchAt } from "./geometry.js";
-import { percent } from "./format.js";
+import { percent, size } from "./format.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -62,10 +62,10 @@ export class Photograph {
     $("photo").src = $("pca-backdrop").src = url;
     try {
       await Promise.all([$("photo").decode(), $("pca-backdrop").decode()]);
-      if (!signal.aborted) $("photo-caption").textContent = `${part}, at ${columns} × ${rows} pixels.`;
+      if (!signal.aborted) $("photo-caption").textContent = `${part}, at ${size(columns, rows)} pixels.`;
     } catch {
       // The server reads formats that browsers do not, TIFF first of all.
-      if (!signal.aborted) $("photo-caption").textContent = `This browser cannot show the file, though the model could read it.`;
+      if (!signal.aborted) $("photo-caption").textContent = "This browser cannot show the file, though the model could read it.";
     }
   }
 
@@ -80,7 +80,7 @@ export class Photograph {
     const canvas = $("pca");
     [canvas.width, canvas.height] = [columns, rows];
     canvas.getContext("2d").putImageData(new ImageData(pixels, columns, rows), 0, 0);
-    const tokens = foreground ? `${shown} of ${rows * columns} patch tokens` : `${columns} × ${rows} patch tokens`;
+    const tokens = foreground ? `${shown} of ${rows * columns} patch tokens` : `${size(columns, rows)} patch tokens`;
     const caption =
       `The first three principal components of ${tokens} as red, green and blue;` +
       ` they hold ${percent(100 * explained, 0)} of the variance.`;
