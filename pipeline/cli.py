@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import threading
 from pathlib import Path
@@ -12,9 +10,8 @@ from typing import TYPE_CHECKING
 from pipeline.config import Config
 from pipeline.errors import UsageError
 from pipeline.interrupt import Interruptible
-from pipeline.keys import all_keys, literal, to_toml, value_of
-from pipeline.options import add_config_option, add_model_options, add_setting, dollars, natural
-from pipeline.settings import load_settings, resolve
+from pipeline.options import add_config_option, add_model_options, add_setting, natural
+from pipeline.settings import load_settings
 
 if TYPE_CHECKING:
     import argparse
@@ -23,12 +20,10 @@ EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_REJECTS, EXIT_INTERRUPTED = 0, 1, 2, 3, 4
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds ``extract``, ``embed``, ``verify``, ``report`` and ``config`` to the root parser."""
+    """Adds ``extract``, ``embed`` and ``verify`` to the root parser."""
     _add_extract(commands)
     _add_embed(commands)
     _add_verify(commands)
-    _add_report(commands)
-    _add_config(commands)
 
 
 def _add_extract(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -47,10 +42,12 @@ def _add_extract(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_setting(job, "job.limit", "only the first so many images of the listing", default="all")
     add_setting(job, "job.max_reject_rate", "rejected fraction above which the exit code is 3")
     job.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
-    job.add_argument(
-        "--address",
+    add_setting(
+        job,
+        "job.address",
+        "a running Ray cluster",
         metavar="RAY",
-        help="a running Ray cluster (default: $RAY_ADDRESS, else Ray is started on this machine)",
+        default="$RAY_ADDRESS, else Ray is started on this machine",
     )
     parser.set_defaults(run=run_extract)
 
@@ -84,41 +81,6 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.set_defaults(run=run_verify)
 
 
-def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
-        "report", help="the figures of a dataset's runs: speed, cost, and what they waited for"
-    )
-    parser.add_argument("dest", metavar="DEST", help="a dataset: a folder, or s3://bucket/prefix")
-    add_config_option(parser)
-    parser.add_argument(
-        "--run",
-        dest="which",
-        default="latest",
-        metavar="RUN",
-        help="'latest', 'all', or the name of one (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--format", choices=("text", "json", "html"), default="text", help="'html' is one page (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--dollars-per-hour", type=dollars, metavar="X", help="of all machines of the job; gives the cost of a million"
-    )
-    parser.set_defaults(run=run_report)
-
-
-def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("config", help="show the settings that hold, and where each comes from")
-    add_config_option(parser)
-    add_model_options(parser)
-    parser.add_argument(
-        "--format",
-        choices=("table", "toml"),
-        default="table",
-        help="'toml' is a file for --config (default: %(default)s)",
-    )
-    parser.set_defaults(run=run_config)
-
-
 def run_extract(options: argparse.Namespace) -> int:
     """``raysight extract``."""
     settings = load_settings(options)
@@ -129,7 +91,6 @@ def run_extract(options: argparse.Namespace) -> int:
         limits=settings.limits,
         storage=settings.storage,
         job=settings.job,
-        address=options.address,
     )
     say = _say_to_stderr
     if options.dry_run:
@@ -193,44 +154,6 @@ def run_verify(options: argparse.Namespace) -> int:
     settings = load_settings(options)
     sound = verify(options.dest, options.sample, settings.limits, settings.storage, print)
     return EXIT_OK if sound else EXIT_ERROR
-
-
-def run_report(options: argparse.Namespace) -> int:
-    """``raysight report``."""
-    from pipeline import report
-    from pipeline.report_page import html_report
-    from pipeline.report_text import text_report
-    from pipeline.storage import open_store
-
-    dest = open_store(options.dest, load_settings(options).storage)
-    dest.check()
-    runs = report.choose(report.load_runs(dest), options.which)
-    figures = [report.figures(name, run, options.dollars_per_hour) for name, run in runs.items()]
-    total = report.totals(figures) if options.which == "all" else None
-    if options.format == "json":
-        print(json.dumps({"dataset": dest.root, "runs": figures, "total": total}, indent=1))
-    elif options.format == "html":
-        print(html_report(dest.root, figures, total), end="")
-    else:
-        print(text_report(figures, total))
-    return EXIT_OK
-
-
-def run_config(options: argparse.Namespace) -> int:
-    """``raysight config``."""
-    resolved = resolve(options, os.environ)
-    if options.format == "toml":
-        print(to_toml(resolved.settings), end="")
-        return EXIT_OK
-    rows = [("setting", "value", "from")]
-    for path, key in all_keys().items():
-        value = value_of(resolved.settings, key)
-        shown = "(not set)" if value is None else literal(value)
-        rows.append((path, shown, resolved.origins.get(path, "default")))
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    for setting, shown, origin in rows:
-        print(f"{setting:{widths[0]}}  {shown:{widths[1]}}  {origin}")
-    return EXIT_OK
 
 
 def _say_to_stderr(text: str) -> None:

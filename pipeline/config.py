@@ -105,6 +105,7 @@ class JobConfig:
         lease_ttl_s: seconds without a heartbeat after which a job counts as dead.
         max_reject_rate: rejected fraction of all rows above which the job ends with exit code 3.
         limit: only the first so many objects of the listing; None is all.
+        address: of a running Ray cluster; None is $RAY_ADDRESS, or a Ray started on this machine.
     """
 
     chunk_rows: int | None = field(default=None, metadata=POSITIVE)
@@ -127,6 +128,7 @@ class JobConfig:
     lease_ttl_s: float = field(default=30.0, metadata=SECONDS)
     max_reject_rate: float = field(default=0.1, metadata=RATE)
     limit: int | None = field(default=None, metadata=POSITIVE)
+    address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +183,6 @@ class Config:
     limits: ImageLimits = field(default_factory=ImageLimits)
     storage: StorageConfig = field(default_factory=StorageConfig)
     job: JobConfig = field(default_factory=JobConfig)
-    address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

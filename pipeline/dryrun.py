@@ -84,7 +84,7 @@ def _obstacles(
 
 
 def _describe_ray(config: Config, budget: Budget, say: Callable[[str], None]) -> None:
-    address = cluster_address(config.address)
+    address = cluster_address(config.job.address)
     if address is not None:
         say(f"ray          the cluster at {address}; its nodes decide the number of actors")
         return

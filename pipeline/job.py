@@ -93,7 +93,7 @@ def run_job(
     dest.check(missing_ok=True)
     if load_manifest(dest) is None:
         require_images(source)
-    address = cluster_address(config.address)
+    address = cluster_address(config.job.address)
     with ExitStack() as stack:
         if address is not None:
             stack.enter_context(existing_ray(address))

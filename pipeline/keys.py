@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-import json
+import inspect
 import math
 import re
 import types
@@ -36,6 +36,7 @@ class Key:
         many: the value is a tuple.
         default: of the field. None stands for a choice made later, and cannot be written down.
         rules: the field's metadata.
+        meaning: what the docstring of the section says of it.
     """
 
     section: str
@@ -44,6 +45,7 @@ class Key:
     many: bool
     default: Any
     rules: Mapping[str, Any]
+    meaning: str = ""
 
     @property
     def path(self) -> str:
@@ -144,15 +146,23 @@ def all_keys() -> dict[str, Key]:
             hints[item.name],
             default=item.default if item.default_factory is MISSING else item.default_factory(),
             rules=item.metadata,
+            meaning=meanings.get(item.name, ""),
         )
         for section, kind in get_type_hints(Settings).items()
-        for hints in [get_type_hints(kind)]
+        for hints, meanings in [(get_type_hints(kind), _meanings(kind))]
         for item in fields(kind)
     )
     return {key.path: key for key in keys}
 
 
-def _key(section: str, name: str, hint: Any, *, default: Any, rules: Mapping[str, Any]) -> Key:
+def _meanings(section: type) -> dict[str, str]:
+    """Field → what stands of it below ``Attributes:`` in the docstring."""
+    _, _, text = (inspect.getdoc(section) or "").partition("Attributes:\n")
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE)
+    return {name: " ".join(words.replace("``", "").split()) for name, words in entries}
+
+
+def _key(section: str, name: str, hint: Any, *, default: Any, rules: Mapping[str, Any], meaning: str) -> Key:
     optional = get_origin(hint) in (Union, types.UnionType)
     if optional:
         (hint,) = (part for part in get_args(hint) if part is not type(None))
@@ -161,35 +171,10 @@ def _key(section: str, name: str, hint: Any, *, default: Any, rules: Mapping[str
         hint = get_args(hint)[0]
     assert (default is None) == optional, f"{section}.{name}: an optional key is one whose default is None"
     assert hint in _NAMES or get_origin(hint) is Literal, f"{section}.{name}: no way to write a {hint}"
-    return Key(section, name, hint, many, default, rules)
+    return Key(section, name, hint, many, default, rules, meaning)
 
 
 def nearest(word: object, words: Iterable[str]) -> str:
     """``; did you mean …?``, or nothing when no word is near."""
     close = difflib.get_close_matches(str(word), list(words), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def to_toml(settings: Settings) -> str:
-    """The settings as a TOML document that gives them back; a value of None is a comment, since TOML has no null."""
-    sections: dict[str, list[str]] = {}
-    for key in all_keys().values():
-        value = value_of(settings, key)
-        line = f"# {key.name}: not set ({key.allowed})" if value is None else f"{key.name} = {literal(value)}"
-        sections.setdefault(key.section, []).append(line)
-    return "\n".join(f"[{name}]\n" + "".join(f"{line}\n" for line in lines) for name, lines in sections.items())
-
-
-def value_of(settings: Settings, key: Key) -> Any:
-    """What a key holds."""
-    return getattr(getattr(settings, key.section), key.name)
-
-
-def literal(value: Any) -> str:
-    """A value as TOML writes it."""
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(literal, value))}]"
-    if isinstance(value, str):
-        # A JSON string is a TOML string, but that TOML wants DEL escaped.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return str(value).lower() if isinstance(value, bool) else repr(value)

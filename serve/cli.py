@@ -11,6 +11,7 @@ from pipeline import __version__
 from pipeline.bench.cli import add_commands as add_bench_command
 from pipeline.cli import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, add_commands
 from pipeline.errors import RaysightError
+from pipeline.show import add_commands as add_show_commands
 from serve.command import add_commands as add_serve_command
 
 
@@ -29,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"raysight {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_commands(commands)
+    add_show_commands(commands)
     add_serve_command(commands)
     add_bench_command(commands)
     return parser

@@ -17,14 +17,14 @@ ROOT = Path(__file__).parents[1]
 LADDER = (
     ("config", "errors"),
     ("keys",),
-    ("settings", "options"),
+    ("settings", "options", "toml"),
     ("schema", "store", "storage", "local", "s3"),
     ("decode", "model", "manifest", "read"),
     ("extractor", "commit", "seal"),
     ("actor",),
     ("dataflow", "cluster"),
     ("job",),
-    ("cli",),
+    ("cli", "show"),
 )
 """Modules of ``pipeline`` from the bottom to the top; what is not named here may stand anywhere but in a circle."""
 

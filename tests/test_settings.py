@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from pipeline.config import JobConfig, ModelConfig, Settings
 from pipeline.errors import UsageError
-from pipeline.keys import Key, all_keys, to_toml
+from pipeline.keys import Key, all_keys
 from pipeline.options import add_config_option, add_setting
 from pipeline.settings import Resolved, resolve
+from pipeline.toml import to_toml
 from serve.cli import main
 
 if TYPE_CHECKING:
@@ -172,6 +173,11 @@ def test_a_bad_variable_is_refused_by_name(name: str, value: str, complaint: str
 def test_every_field_of_every_section_is_a_key() -> None:
     sections = get_type_hints(Settings)
     assert set(all_keys()) == {f"{name}.{item.name}" for name, kind in sections.items() for item in fields(kind)}
+
+
+def test_every_key_says_what_it_means() -> None:
+    assert [path for path, key in all_keys().items() if not key.meaning] == []
+    assert all_keys()["job.max_actors"].meaning == "actors at most; None is what fits on the nodes there are."
 
 
 def values(key: Key) -> st.SearchStrategy[Any]:
