@@ -100,6 +100,8 @@ class JobConfig:
         task_retries: how often a chunk is tried again after its worker died.
         poison_attempts: after so many dead workers a chunk is decoded image by image in a subprocess.
         decode_timeout_s: seconds for one image in that subprocess.
+        wave_chunks: chunks for each actor that Ray Data is given at a time; the driver keeps some 9 KiB for each of
+            them until the last is done, and then new actors start.
         max_passes: how often the driver goes over what is still missing before it gives up.
         grace_s: seconds that chunks in flight have to commit after SIGINT or SIGTERM.
         lease_ttl_s: seconds without a heartbeat after which a job counts as dead.
@@ -123,6 +125,7 @@ class JobConfig:
     task_retries: int = field(default=6, metadata=NATURAL)
     poison_attempts: int = field(default=3, metadata=POSITIVE)
     decode_timeout_s: float = field(default=60.0, metadata=SECONDS)
+    wave_chunks: int = field(default=4096, metadata=POSITIVE)
     max_passes: int = field(default=3, metadata=POSITIVE)
     grace_s: float = field(default=60.0, metadata=NATURAL)
     lease_ttl_s: float = field(default=30.0, metadata=SECONDS)

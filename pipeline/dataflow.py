@@ -23,6 +23,7 @@ from pipeline.actor import ChunkResult
 from pipeline.budget import ALLOCATOR, READ_CPUS
 from pipeline.counting import CountingStore
 from pipeline.errors import RaysightError, UnavailableError
+from pipeline.plan import waves
 from pipeline.raystats import ForgetBlockStats
 from pipeline.read import read_chunks
 from pipeline.seal import seal_shard
@@ -30,15 +31,11 @@ from pipeline.storage import open_store
 from pipeline.worker import Coordinator, ExtractActor, JobSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
+    from collections.abc import Iterable, Iterator
 
     from pipeline.config import Config
     from pipeline.fingerprint import Fingerprint
-
-    Pending = Sequence[tuple[int, NDArray[np.intp]]]
+    from pipeline.plan import Pending
 
 _CALLS_PER_ACTOR = 2  # one decodes or commits while the other holds the device
 _TASKS_PER_ACTOR = 4  # Ray Data grows the pool only when queued calls exceed 1.75 × concurrent ones
@@ -136,18 +133,27 @@ def build_dataset(spec: JobSpec, source: ChunkSource, coordinator: Any) -> ray.d
 def run_chunks(spec: JobSpec, pending: Pending, stop: threading.Event) -> Iterator[ChunkResult | None]:
     """Runs pending chunks and yields the result of each; None now and then, so that the caller can look at the clock.
 
+    They go through Ray Data in waves: it keeps some memory for every chunk of an execution until the execution ends.
+
     Once ``stop`` is set no chunk is begun; those in flight have ``grace_s`` seconds to commit.
 
     Raises:
         RaysightError: the job cannot go on. What is committed stays.
     """
+    for wave in waves(pending, spec.config.job.wave_chunks * spec.budget.max_actors):
+        yield from _run_wave(spec, wave, stop)
+        if stop.is_set():
+            return
+
+
+def _run_wave(spec: JobSpec, wave: Pending, stop: threading.Event) -> Iterator[ChunkResult | None]:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     coordinator = (
         ray.remote(Coordinator)
         .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
         .remote()
     )
-    dataset = build_dataset(spec, ChunkSource(spec, pending), coordinator)
+    dataset = build_dataset(spec, ChunkSource(spec, wave), coordinator)
     results: queue.SimpleQueue[ChunkResult | Exception | None] = queue.SimpleQueue()
     threading.Thread(target=_consume, args=(dataset, results), name="raysight-results", daemon=True).start()
     deadline: float | None = None

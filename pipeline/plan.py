@@ -10,10 +10,15 @@ import numpy as np
 from pipeline import schema
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
 
     from pipeline.manifest import Manifest
     from pipeline.storage import Store
+
+    Pending = Sequence[tuple[int, NDArray[np.intp]]]
+    """Shards with chunks to do, and the numbers of those chunks."""
 
 
 @dataclass(slots=True)
@@ -62,7 +67,7 @@ class Plan:
         self.open.pop(shard, None)
         self.sealed.add(shard)
 
-    def pending(self) -> list[tuple[int, np.ndarray[tuple[int], np.dtype[np.intp]]]]:
+    def pending(self) -> Pending:
         """Shards with chunks to do, and those chunks."""
         missing = ((shard, np.flatnonzero(~progress.committed)) for shard, progress in sorted(self.open.items()))
         return [(shard, chunks) for shard, chunks in missing if len(chunks)]
@@ -84,3 +89,20 @@ class Plan:
         for number, progress in self.open.items():
             done += int(np.asarray(shards[number].chunks)[progress.committed].sum())
         return done - self._manifest.retired
+
+
+def waves(pending: Pending, chunks: int) -> Iterator[Pending]:
+    """Cuts what is pending into parts of at most ``chunks`` chunks, in order."""
+    wave: list[tuple[int, NDArray[np.intp]]] = []
+    room = chunks
+    for shard, missing in pending:
+        rest = missing
+        while len(rest):
+            wave.append((shard, rest[:room]))
+            room -= len(wave[-1][1])
+            rest = rest[len(wave[-1][1]) :]
+            if room == 0:
+                yield wave
+                wave, room = [], chunks
+    if wave:
+        yield wave

@@ -83,6 +83,17 @@ def test_results_come_back_one_for_each_chunk(ray_on_two_cpus: None, spec: JobSp
     assert [path.name for path in jobs.chunks(tmp_path / "out")] == ["00001.parquet", "00003.parquet", "00009.parquet"]
 
 
+def test_waves_one_after_another_leave_no_chunk_out(ray_on_two_cpus: None, spec: JobSpec) -> None:
+    from dataclasses import replace
+
+    from pipeline.dataflow import run_chunks
+
+    small = replace(spec, config=replace(spec.config, job=replace(spec.config.job, wave_chunks=2)))
+    results = [item for item in run_chunks(small, [(0, np.array([0, 1, 2]))], threading.Event()) if item]
+    assert [item.chunk for item in results[2:]] == [2]
+    assert sorted(item.chunk for item in results) == [0, 1, 2]
+
+
 def test_a_worker_with_another_extractor_ends_the_job_with_the_differences(
     ray_on_two_cpus: None, spec: JobSpec
 ) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from pipeline import schema
 from pipeline.local import LocalStore
 from pipeline.manifest import Generation, Manifest, ManifestShard
-from pipeline.plan import Plan
+from pipeline.plan import Plan, waves
 
 
 def manifest(*shards: tuple[int, ...]) -> Manifest:
@@ -111,3 +112,17 @@ def test_commits_in_any_order_end_with_every_shard_sealable_and_nothing_pending(
     for shard, chunk in order[done:]:
         plan.commit(shard, chunk)
     assert (pending(plan), plan.sealable(), plan.rows_done) == ({}, [0, 1, 2], THREE.rows)
+
+
+@given(st.lists(st.sets(st.integers(0, 9), min_size=1), max_size=6), st.integers(1, 12))
+def test_waves_hold_every_pending_chunk_once_in_order_and_are_full_but_for_the_last(
+    shards: list[set[int]], size: int
+) -> None:
+    missing = [(shard, sorted(chunks)) for shard, chunks in enumerate(shards)]
+    cut = [
+        [(shard, int(chunk)) for shard, chunks in wave for chunk in chunks]
+        for wave in waves([(shard, np.array(chunks)) for shard, chunks in missing], size)
+    ]
+    assert [pair for wave in cut for pair in wave] == [(shard, chunk) for shard, chunks in missing for chunk in chunks]
+    assert all(len(wave) == size for wave in cut[:-1])
+    assert all(0 < len(wave) <= size for wave in cut)
