@@ -132,7 +132,8 @@ def busy_fractions(run: Mapping[str, Any]) -> dict[str, float] | None:
 def bound(run: Mapping[str, Any], busy: Mapping[str, float] | None) -> Bound:
     """The stage whose resource was used most, if that is more than half of the time.
 
-    Without a GPU forwards and decoding share the CPUs, and the stage that takes most of them counts.
+    Without a GPU forwards and decoding share the CPUs, and the stage that takes most of them counts; it is also named
+    where the CPUs were idle for this run because others had them.
     """
     if busy is None:
         return Bound(None, "no chunk was done")
@@ -150,10 +151,24 @@ def bound(run: Mapping[str, Any], busy: Mapping[str, float] | None) -> Bound:
         candidates[greediest] = (busy["cpus"], f"the CPUs, of which {greediest} took {share},")
     stage, (most, what) = max(candidates.items(), key=lambda entry: entry[1][0])
     others = ", ".join(f"{name.replace('_', ' ')} {_percent(value)}" for name, value in busy.items())
+    on_cpu = _share_on_cpu(run)
+    if most < _SATURATED and not on_gpu and on_cpu < _SATURATED:
+        return Bound(
+            greediest,
+            f"the threads that decode and compute had a CPU for {_percent(on_cpu)} of their time ({others}): other"
+            " processes or a quota take the CPUs",
+        )
     if most < _SATURATED:
         return Bound(None, f"nothing was busy for half of the time ({others}): a short run, or one that waited")
     verb = "was" if what == "the device" else "were"
     return Bound(stage, f"{what} {verb} busy {_percent(most)} of the time ({others}); {_ADVICE[stage]}")
+
+
+def _share_on_cpu(run: Mapping[str, Any]) -> float:
+    """CPU seconds of decoding and of forwards on a CPU, by the wall seconds that their threads were at it."""
+    wall = run["prepare_seconds"] + run["forward_seconds"] * run["budget"]["forward_streams"]
+    cpu: float = run["prepare_cpu_seconds"] + run["forward_cpu_seconds"]
+    return cpu / wall if wall else 1.0
 
 
 def totals(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -151,6 +151,20 @@ def test_a_run_without_a_gpu_is_bound_by_the_stage_that_takes_most_of_the_cpus(s
     assert f"the CPUs, of which {stage} took" in limit.reason
 
 
+def test_a_run_whose_threads_wait_for_cpus_that_others_have_says_so(one: dict[str, Any]) -> None:
+    # 8 of 80 CPU seconds were used, although decoding and forwards stood at it for 40.
+    run = one | {
+        "budget": one["budget"] | {"gpus_per_actor": 0, "forward_streams": 2},
+        "prepare_seconds": 30,
+        "prepare_cpu_seconds": 6,
+        "forward_seconds": 5,
+        "forward_cpu_seconds": 2,
+    }
+    limit = bound(run, busy_fractions(run))
+    assert limit.stage == "prepare"
+    assert "had a CPU for 20 % of their time" in limit.reason
+
+
 def test_a_run_that_did_nothing_has_a_report_too(tmp_path: Path) -> None:
     write_log(tmp_path, budget=None, rate=0.0, complete=False)
     (run,) = load_runs(open_store(str(tmp_path), STORAGE)).values()
