@@ -26,6 +26,8 @@ from serve.cli import main
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from s3_server import Bucket
+
     from pipeline.budget import Budget
     from pipeline.manifest import Manifest
 
@@ -295,3 +297,20 @@ def test_a_counting_store_counts_what_goes_through_it_once(tmp_path: Path) -> No
     store.delete([f"{number}" for number in range(1001)])
     assert store.take() == {"put": 2, "list": 1, "get": 2 + 3, "delete": 2}
     assert store.take() == {}
+
+
+def test_what_a_store_counts_is_what_a_bucket_is_asked(bucket: Bucket) -> None:
+    bucket.server.set_faults()  # counts from here on
+    store = CountingStore(open_store(f"{bucket.url}/photos", STORAGE))
+    store.put("a", b"1")
+    store.put_if_absent("b", b"2")
+    assert len(list(store.list_objects())) == 2
+    store.get("a")
+    store.fetch_many(["a", "b", "gone"], 10)
+    store.delete(["a", "b"])
+    asked: Counter[str] = Counter()
+    for request, number in bucket.server.requests().items():
+        method, _, place = request.partition(" ")
+        kind = {"GET": "get" if place.partition("/")[2] else "list", "PUT": "put", "POST": "delete"}.get(method)
+        asked.update({kind: number} if kind else {})
+    assert store.take() == dict(asked)
