@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 CONFIG_VARIABLE = "RAYSIGHT_CONFIG"
 """As ``--config``, for what is started without flags."""
 
-OTHER_VARIABLES = frozenset({CONFIG_VARIABLE})
-"""Variables with raysight's prefix that are no keys."""
+OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "RAYSIGHT_API_KEY"})
+"""Variables with raysight's prefix that are no keys; the second is what the page's curl line calls a client's key."""
 
 _PREFIX = "RAYSIGHT_"
 

@@ -81,6 +81,10 @@ def test_an_empty_variable_counts_as_not_set() -> None:
     assert settle(RAYSIGHT_JOB_LIMIT="") == Resolved(Settings(), {})
 
 
+def test_the_key_of_a_client_in_the_same_shell_is_no_setting() -> None:
+    assert settle(RAYSIGHT_API_KEY="secret") == Resolved(Settings(), {})
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
