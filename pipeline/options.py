@@ -19,7 +19,9 @@ _METAVARS = {int: "N", float: "X", str: "TEXT"}
 def add_config_option(parser: argparse.ArgumentParser) -> None:
     """``--config``, of every command that goes by settings."""
     parser.add_argument(
-        "--config", metavar="FILE.toml", help="settings; the environment and flags are stronger (default: none)"
+        "--config",
+        metavar="FILE.toml",
+        help="settings; the environment and flags are stronger (default: $RAYSIGHT_CONFIG)",
     )
 
 
