@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from pipeline.config import JobConfig, ModelConfig, Settings
@@ -215,6 +216,7 @@ def some_settings() -> st.SearchStrategy[Settings]:
     return st.builds(Settings, **sections)
 
 
+@hypothesis_settings(deadline=None)
 @given(settings=some_settings())
 def test_settings_written_as_toml_and_read_again_are_the_same(
     settings: Settings, tmp_path_factory: pytest.TempPathFactory
@@ -224,6 +226,7 @@ def test_settings_written_as_toml_and_read_again_are_the_same(
     assert settle(file=file).settings == settings
 
 
+@hypothesis_settings(deadline=None)
 @given(data=st.data())
 def test_what_a_variable_spells_is_what_the_key_holds(data: st.DataObject) -> None:
     scalars = [key for key in all_keys().values() if not key.many and key.kind is not str]
