@@ -18,6 +18,7 @@ from pipeline.commit import build_chunk, commit_chunk
 from pipeline.counting import CountingStore
 from pipeline.errors import RejectError
 from pipeline.isolate import IsolatedPreprocessor
+from pipeline.read import kept_columns
 from pipeline.streams import ForwardStreams
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class ChunkWorker:
                 ahead=(1 + self._config.forward_streams) * self._config.batch_size + self._config.decode_threads,
             )
         columns = self._extractor.finish(work.features(self._extractor.outputs))
-        table = build_chunk(uris, etags, work.outcomes, columns, self._extractor.outputs)
+        table = build_chunk(uris, etags, work.outcomes, columns, self._extractor.outputs, kept_columns(row))
         before, cpu = time.perf_counter(), time.thread_time()
         written = commit_chunk(self._dest, shard, chunk, table)
         end = time.perf_counter()

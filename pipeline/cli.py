@@ -27,11 +27,24 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _add_extract(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("extract", help="turn the images below SOURCE into a Parquet dataset at DEST")
-    parser.add_argument("source", metavar="SOURCE", help="a folder, or s3://bucket/prefix")
+    parser = commands.add_parser("extract", help="turn the images of the SOURCEs into a Parquet dataset at DEST")
+    parser.add_argument(
+        "sources",
+        metavar="SOURCE",
+        nargs="+",
+        help="a folder or prefix (s3://, gs://, az://), an image, or a table of URIs (.parquet, .csv, .txt)",
+    )
     parser.add_argument("dest", metavar="DEST", help="a folder, or s3://bucket/prefix")
     add_config_option(parser)
     add_model_options(parser)
+    source = parser.add_argument_group("source")
+    uri_default = "'uri', the only one, 'url', 'path' or 'image'"
+    add_setting(source, "source.uri_column", "the column of a table that names the images", default=uri_default)
+    add_setting(source, "source.keep", "columns of a table to carry into features and rejects", metavar="COL,COL")
+    add_setting(
+        source, "source.include", "take only what matches", metavar="GLOB", default="what an image's suffix has"
+    )
+    add_setting(source, "source.exclude", "leave out what matches", metavar="GLOB")
     job = parser.add_argument_group("job")
     add_setting(job, "job.batch_size", "images of one forward", default="64 on a GPU, 2 on a CPU")
     add_setting(job, "job.chunk_rows", "images of a chunk, the unit of loss", default="1024 on a GPU, 64 on a CPU")
@@ -85,12 +98,13 @@ def run_extract(options: argparse.Namespace) -> int:
     """``raysight extract``."""
     settings = load_settings(options)
     config = Config(
-        source=options.source,
+        sources=tuple(options.sources),
         dest=options.dest,
         model=settings.model,
         limits=settings.limits,
         storage=settings.storage,
         job=settings.job,
+        listing=settings.source,
     )
     say = _say_to_stderr
     if options.dry_run:

@@ -23,6 +23,7 @@ def build_chunk(
     outcomes: Sequence[tuple[int, int] | RejectError],
     features: Mapping[str, pa.Array],
     outputs: Sequence[pa.Field],
+    kept: pa.Table | None = None,
 ) -> pa.Table:
     """One row for each manifest row of the chunk, in its order.
 
@@ -32,6 +33,7 @@ def build_chunk(
         outcomes: n times (width, height) of a good image, or why it was rejected.
         features: columns of the good images alone, in order.
         outputs: the fields of these columns.
+        kept: n rows of the columns that the source's table gave; None is no columns.
 
     Raises:
         ValueError: the lengths do not fit each other; nothing must be committed then.
@@ -39,6 +41,8 @@ def build_chunk(
     good = [not isinstance(outcome, RejectError) for outcome in outcomes]
     if not len(uris) == len(etags) == len(outcomes):
         raise ValueError(f"{len(uris)} uris, {len(etags)} etags and {len(outcomes)} outcomes in one chunk")
+    if kept is not None and len(kept) != len(uris):
+        raise ValueError(f"{len(kept)} rows of kept columns for {len(uris)} uris")
     for name, column in features.items():
         if len(column) != sum(good):
             raise ValueError(f"{len(column)} values of {name} for {sum(good)} images")
@@ -49,6 +53,7 @@ def build_chunk(
     columns = {
         "uri": pa.array(uris, pa.string()),
         "etag": pa.array(etags, pa.string()),
+        **({field.name: kept[field.name] for field in kept.schema} if kept is not None else {}),
         "width": pa.array([width for width, _ in sizes], pa.int32()),
         "height": pa.array([height for _, height in sizes], pa.int32()),
         **{field.name: features[field.name].take(places) for field in outputs},
@@ -56,7 +61,7 @@ def build_chunk(
         "error": pa.array([reject and reject.error for reject in rejects], pa.string()),
         "message": pa.array([reject and reject.message for reject in rejects], pa.string()),
     }
-    return pa.table(columns, schema=schema.chunk_schema(outputs))
+    return pa.table(columns, schema=schema.chunk_schema(outputs, kept.schema if kept is not None else ()))
 
 
 def commit_chunk(dest: Store, shard: int, chunk: int, table: pa.Table) -> int:

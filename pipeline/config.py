@@ -81,6 +81,23 @@ class StorageConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceConfig:
+    """What of the sources is taken, and what goes with it.
+
+    Attributes:
+        uri_column: of the tables of URIs; None is ``uri``, else the only column, else ``url``, ``path`` or ``image``.
+        keep: columns of the tables that are carried into features and rejects.
+        include: globs of what to take; none is what has an image's suffix (of a table: every row).
+        exclude: globs of what to leave out; stronger than ``include``.
+    """
+
+    uri_column: str | None = None
+    keep: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class JobConfig:
     """How the batch job runs. None stands for "chosen from the device, the model or the cluster".
 
@@ -178,14 +195,20 @@ class ServeConfig:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """One run: what to compute, from where, to where, and how."""
+    """One run: what to compute, from where, to where, and how.
 
-    source: str
+    Attributes:
+        sources: each a folder, a prefix, an image or a table of URIs; see ``pipeline.source``.
+        dest: the dataset: a folder or ``s3://bucket/prefix``.
+    """
+
+    sources: tuple[str, ...]
     dest: str
     model: ModelConfig = field(default_factory=ModelConfig)
     limits: ImageLimits = field(default_factory=ImageLimits)
     storage: StorageConfig = field(default_factory=StorageConfig)
     job: JobConfig = field(default_factory=JobConfig)
+    listing: SourceConfig = field(default_factory=SourceConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,4 +219,5 @@ class Settings:
     job: JobConfig = field(default_factory=JobConfig)
     limits: ImageLimits = field(default_factory=ImageLimits)
     storage: StorageConfig = field(default_factory=StorageConfig)
+    source: SourceConfig = field(default_factory=SourceConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)

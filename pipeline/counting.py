@@ -11,25 +11,25 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.errors import RejectError
-    from pipeline.store import Fetched, ObjectInfo, Store
+    from pipeline.store import Fetched, Fetcher, ObjectInfo, Readable, Store
 
 _PAGE = 1000  # keys that one LIST answers, and that one DELETE of many takes
 
 
-class CountingStore:
-    """Any store; several threads may use it at once. Requests that a store repeats after a failure count once.
+class CountingFetcher:
+    """Any fetcher; several threads may use it at once. Requests that a store repeats after a failure count once.
 
     Args:
         store: what does the work.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Fetcher) -> None:
+        self._fetcher = store
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def take(self) -> dict[str, int]:
-        """Requests since the last call: ``get``, ``put``, ``list`` and ``delete`` → how many, without zeros."""
+        """Requests since the last call: ``get``, ``put``, ``list``, ``head``, ``delete`` → how many, without zeros."""
         with self._lock:
             counts, self._counts = self._counts, Counter()
         return dict(counts)
@@ -39,20 +39,54 @@ class CountingStore:
             with self._lock:
                 self._counts[kind] += number
 
-    @property
-    def root(self) -> str:
-        return self._store.root
-
     def check(self, *, missing_ok: bool = False) -> None:
         self._count("list")
-        self._store.check(missing_ok=missing_ok)
+        self._fetcher.check(missing_ok=missing_ok)
+
+    def look_up(self, keys: Sequence[str]) -> list[ObjectInfo | None]:
+        self._count("head", len(keys))
+        return self._fetcher.look_up(keys)
+
+    def fetch_many(self, keys: Sequence[str], max_bytes: int) -> list[Fetched | RejectError]:
+        self._count("get", len(keys))
+        return self._fetcher.fetch_many(keys, max_bytes)
+
+    def key(self, uri: str) -> str:
+        return self._fetcher.key(uri)
+
+
+class CountingReadable(CountingFetcher):
+    """As :class:`CountingFetcher`, of a store to be read."""
+
+    def __init__(self, store: Readable) -> None:
+        super().__init__(store)
+        self._readable = store
+
+    @property
+    def root(self) -> str:
+        return self._readable.root
 
     def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         self._count("list")
-        for number, item in enumerate(self._store.list_objects(prefix)):
+        for number, item in enumerate(self._readable.list_objects(prefix)):
             if number and number % _PAGE == 0:
                 self._count("list")
             yield item
+
+    def get_file(self, key: str, path: Path) -> str:
+        self._count("get")
+        return self._readable.get_file(key, path)
+
+    def uri(self, key: str) -> str:
+        return self._readable.uri(key)
+
+
+class CountingStore(CountingReadable):
+    """As :class:`CountingFetcher`, of a store to be read and written."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self._store = store
 
     def get(self, key: str) -> bytes:
         self._count("get")
@@ -61,10 +95,6 @@ class CountingStore:
     def get_tail(self, key: str, size: int) -> bytes:
         self._count("get")
         return self._store.get_tail(key, size)
-
-    def fetch_many(self, keys: Sequence[str], max_bytes: int) -> list[Fetched | RejectError]:
-        self._count("get", len(keys))
-        return self._store.fetch_many(keys, max_bytes)
 
     def put(self, key: str, data: bytes) -> None:
         self._count("put")
@@ -84,9 +114,3 @@ class CountingStore:
 
     def sweep(self, prefix: str) -> int:
         return self._store.sweep(prefix)
-
-    def uri(self, key: str) -> str:
-        return self._store.uri(key)
-
-    def key(self, uri: str) -> str:
-        return self._store.key(uri)

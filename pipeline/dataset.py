@@ -13,6 +13,10 @@ from pipeline.fingerprint import Fingerprint
 from pipeline.footer import read_footers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import pyarrow as pa
+
     from pipeline.storage import Store
 
 
@@ -23,10 +27,12 @@ class DatasetInfo:
     Attributes:
         fingerprint: of every row.
         model: the configuration, precision resolved; enough to compute a row again.
+        kept: the columns kept of the tables of URIs, such as ``caption: string``.
     """
 
     fingerprint: Fingerprint
     model: ModelConfig
+    kept: tuple[str, ...] = ()
 
 
 def load_info(dest: Store) -> DatasetInfo | None:
@@ -44,20 +50,28 @@ def load_info(dest: Store) -> DatasetInfo | None:
         values = json.loads(data)
         if values["format"] != schema.FORMAT_VERSION:
             raise UsageError(f"{where} has format {values['format']}; this version reads {schema.FORMAT_VERSION}")
-        return DatasetInfo(Fingerprint.from_dict(values["fingerprint"]), ModelConfig(**values["model"]))
+        return DatasetInfo(
+            Fingerprint.from_dict(values["fingerprint"]), ModelConfig(**values["model"]), tuple(values["kept"])
+        )
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(f"{where} cannot be read by this version ({type(error).__name__}: {error})") from error
 
 
-def agree_on(dest: Store, fingerprint: Fingerprint, model: ModelConfig) -> None:
-    """Writes the description of a new dataset, or checks that an existing one has the same fingerprint.
+def agree_on(dest: Store, fingerprint: Fingerprint, model: ModelConfig, kept: Iterable[pa.Field] = ()) -> None:
+    """Writes the description of a new dataset, or checks that an existing one has the same fingerprint and columns.
 
     Raises:
-        UsageError: it has another one; the message shows the differences.
+        UsageError: it has others; the message shows the differences.
     """
     existing = load_info(dest)
+    columns = describe_kept(kept)
     if existing is None:
-        values = {"format": schema.FORMAT_VERSION, "fingerprint": fingerprint.to_dict(), "model": asdict(model)}
+        values = {
+            "format": schema.FORMAT_VERSION,
+            "fingerprint": fingerprint.to_dict(),
+            "model": asdict(model),
+            "kept": columns,
+        }
         dest.put(schema.DATASET, json.dumps(values, indent=1).encode())
         return
     if differences := existing.fingerprint.differences(fingerprint):
@@ -65,6 +79,20 @@ def agree_on(dest: Store, fingerprint: Fingerprint, model: ModelConfig) -> None:
             f"{dest.root} holds features of another fingerprint ({existing.fingerprint.digest}, this job's is"
             f" {fingerprint.digest}):\n  " + "\n  ".join(differences) + "\nuse the same model options, or another DEST"
         )
+    if change := kept_differences(existing, columns):
+        raise UsageError(f"{dest.root} keeps other columns: {change}; use the same --keep, or another DEST")
+
+
+def describe_kept(fields: Iterable[pa.Field]) -> tuple[str, ...]:
+    """Kept columns as :attr:`DatasetInfo.kept` has them."""
+    return tuple(f"{field.name}: {field.type}" for field in fields)
+
+
+def kept_differences(existing: DatasetInfo, columns: tuple[str, ...]) -> str:
+    """What a job with these kept columns would do otherwise than the dataset; empty where they agree."""
+    if existing.kept == columns:
+        return ""
+    return f"{', '.join(existing.kept) or 'none'} → {', '.join(columns) or 'none'}"
 
 
 def count_rejects(dest: Store) -> int:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pyarrow.compute as pc
+
 from pipeline.budget import make_budget
 from pipeline.cluster import cluster_address, this_machine
-from pipeline.dataset import load_info
+from pipeline.dataset import describe_kept, kept_differences, load_info
 from pipeline.extractor import load_extractor
 from pipeline.manifest import load_manifest
 from pipeline.plan import Plan
 from pipeline.preflight import settle_precision, shard_rows
-from pipeline.source import list_images, require_images
+from pipeline.source import kept_fields, list_rows, require_images, source_names
 from pipeline.storage import open_store
 
 if TYPE_CHECKING:
@@ -33,11 +35,11 @@ def dry_run(config: Config, say: Callable[[str], None]) -> bool:
     Raises:
         UsageError: the job would not start: as ``pipeline.job.run_job``.
     """
-    dest, source = open_store(config.dest, config.storage), open_store(config.source, config.storage)
+    dest = open_store(config.dest, config.storage)
     dest.check(missing_ok=True)
     manifest = load_manifest(dest)
     if manifest is None:
-        require_images(source)
+        require_images(config.sources, config.listing, config.storage)
     budget = make_budget(config.job, this_machine(), can_grow=False)
     extractor = load_extractor(settle_precision(config.model, dest, budget), config.limits)
     fingerprint = extractor.fingerprint
@@ -46,13 +48,14 @@ def dry_run(config: Config, say: Callable[[str], None]) -> bool:
     say(f"outputs      {', '.join(fingerprint.outputs)}")
     say(f"fingerprint  {fingerprint.digest}")
     if manifest is None:
-        _describe_new(config, dest, source, extractor, budget, say)
+        _describe_new(config, dest, extractor, budget, say)
     else:
         plan = Plan.survey(dest, manifest)
-        say(f"source       {manifest.sources[0]}: {manifest.rows:,} images, as listed at {manifest.last.listed_at}")
+        sources = ", ".join(manifest.sources)
+        say(f"source       {sources}: {manifest.rows:,} images, as listed at {manifest.last.listed_at}")
         say(f"dest         {dest.root}: {plan.rows_done:,} images done, {plan.pending_chunks:,} chunks to do,")
         say(f"             {len(plan.sealed):,} of {len(manifest.shards):,} shards sealed")
-    if obstacles := list(_obstacles(config, dest, source, manifest, extractor)):
+    if obstacles := list(_obstacles(config, dest, manifest, extractor)):
         say("refused      the job would not write here:")
         for line in obstacles:
             say(f"             {line}")
@@ -61,26 +64,30 @@ def dry_run(config: Config, say: Callable[[str], None]) -> bool:
 
 
 def _describe_new(
-    config: Config, dest: Store, source: Store, extractor: Extractor, budget: Budget, say: Callable[[str], None]
+    config: Config, dest: Store, extractor: Extractor, budget: Budget, say: Callable[[str], None]
 ) -> None:
+    names = ", ".join(source_names(config.sources, config.storage))
     images = size = 0
-    for item in list_images(source, config.job.limit):
-        images += 1
-        size += item.size
-    rows = shard_rows(config.job.shard_rows, config.job.shard_bytes, extractor)
-    say(f"source       {source.root}: {images:,} images, {size / 2**20:,.1f} MiB")
+    for _, rows in list_rows(config.sources, config.listing, config.storage, config.job.limit, say):
+        images += len(rows)
+        size += pc.sum(rows["size"]).as_py()
+    most = shard_rows(config.job.shard_rows, config.job.shard_bytes, extractor)
+    say(f"source       {names}: {images:,} images, {size / 2**20:,.1f} MiB")
     say(f"dest         {dest.root}: new; about {-(-images // budget.chunk_rows):,} chunk(s) of {budget.chunk_rows}")
-    say(f"             in {-(-images // rows):,} shard(s) of up to {rows:,} rows")
+    say(f"             in {-(-images // most):,} shard(s) of up to {most:,} rows")
 
 
-def _obstacles(
-    config: Config, dest: Store, source: Store, manifest: Manifest | None, extractor: Extractor
-) -> Iterator[str]:
+def _obstacles(config: Config, dest: Store, manifest: Manifest | None, extractor: Extractor) -> Iterator[str]:
     existing = load_info(dest)
     if existing is not None:
         yield from existing.fingerprint.differences(extractor.fingerprint)
-    if manifest is not None and (manifest.sources, manifest.last.limit) != ((source.root,), config.job.limit):
-        yield f"source: {manifest.sources[0]} → {source.root}; limit: {manifest.last.limit} → {config.job.limit}"
+        columns = describe_kept(kept_fields(config.sources, config.listing, config.storage))
+        if differences := kept_differences(existing, columns):
+            yield f"kept columns: {differences}"
+    names = source_names(config.sources, config.storage)
+    if manifest is not None and (manifest.sources, manifest.last.limit) != (names, config.job.limit):
+        change = f"{', '.join(manifest.sources)} → {', '.join(names)}"
+        yield f"source: {change}; limit: {manifest.last.limit} → {config.job.limit}"
 
 
 def _describe_ray(config: Config, budget: Budget, say: Callable[[str], None]) -> None:

@@ -89,7 +89,7 @@ def _manifest_rows(dest: Store, shard: int, listed: ManifestShard, report: Repor
     if hashlib.sha256(data).hexdigest() != listed.sha256:
         report.problem(f"{key} is not the one that was committed")
         return None
-    return pq.read_table(pa.BufferReader(data), columns=["uri", "etag"])
+    return pq.read_table(pa.BufferReader(data), columns=None).drop_columns(["size"])
 
 
 def _hash(uris: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from pipeline.preflight import ensure_manifest, settle_precision
 from pipeline.progress import Progress
 from pipeline.runlog import RunLog
 from pipeline.seal import clean_up, seal_shard
-from pipeline.source import require_images
+from pipeline.source import kept_fields, require_images
 from pipeline.storage import Store, open_store
 
 if TYPE_CHECKING:
@@ -89,10 +90,11 @@ def run_job(
         RaysightError: the job could not go on; what is committed stays, and running again resumes.
     """
     stop = stop or threading.Event()
-    dest, source = (CountingStore(open_store(url, config.storage)) for url in (config.dest, config.source))
+    dest = CountingStore(open_store(config.dest, config.storage))
+    listed: Counter[str] = Counter()
     dest.check(missing_ok=True)
     if load_manifest(dest) is None:
-        require_images(source)
+        require_images(config.sources, config.listing, config.storage)
     address = cluster_address(config.job.address)
     with ExitStack() as stack:
         if address is not None:
@@ -105,8 +107,8 @@ def run_job(
         make = functools.partial(factory or functools.partial(load_extractor, limits=config.limits), model)
         extractor = make()
         stack.enter_context(Lease(dest, config.job.lease_ttl_s, say, on_lost=stop.set))
-        agree_on(dest, extractor.fingerprint, model)
-        manifest = ensure_manifest(config, dest, source, extractor, budget, stop, say)
+        agree_on(dest, extractor.fingerprint, model, kept_fields(config.sources, config.listing, config.storage))
+        manifest = ensure_manifest(config, dest, extractor, budget, stop, say, listed)
         plan = Plan.survey(dest, manifest)
         fingerprint = extractor.fingerprint
         del extractor
@@ -118,7 +120,7 @@ def run_job(
             run.extract(budget, make, stop)
         else:
             run.seal_here()
-        return run.close(stopped=stop.is_set(), requests=(dest.take(), source.take()))
+        return run.close(stopped=stop.is_set(), requests=(dest.take(), listed))
 
 
 class _Run:

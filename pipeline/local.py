@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -109,6 +110,26 @@ class LocalStore:
                 return file.read()
         except OSError as error:
             raise _translate(error, self.uri(key)) from error
+
+    def get_file(self, key: str, path: Path) -> str:
+        try:
+            with (self._folder / key).open("rb") as source, path.open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+                return _version(os.fstat(source.fileno()))
+        except OSError as error:
+            raise _translate(error, self.uri(key)) from error
+
+    def look_up(self, keys: Sequence[str]) -> list[ObjectInfo | None]:
+        return [self._look_up(key) for key in keys]
+
+    def _look_up(self, key: str) -> ObjectInfo | None:
+        try:
+            stat = (self._folder / key).stat()
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return None
+        except OSError as error:
+            raise _translate(error, self.uri(key)) from error
+        return ObjectInfo(key, stat.st_size, _version(stat))
 
     def fetch_many(self, keys: Sequence[str], max_bytes: int) -> list[Fetched | RejectError]:
         if not keys:

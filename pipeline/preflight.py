@@ -11,10 +11,11 @@ from pipeline.errors import InterruptedJobError, UsageError
 from pipeline.generation import Listing, write_generation
 from pipeline.manifest import Manifest, load_manifest
 from pipeline.precision import check_precision, resolve_precision
-from pipeline.source import list_rows
+from pipeline.source import list_rows, source_names
 
 if TYPE_CHECKING:
     import threading
+    from collections import Counter
     from collections.abc import Callable, Iterator
 
     import pyarrow as pa
@@ -41,35 +42,36 @@ def settle_precision(model: ModelConfig, dest: Store, budget: Budget) -> ModelCo
 def ensure_manifest(
     config: Config,
     dest: Store,
-    source: Store,
     extractor: Extractor,
     budget: Budget,
     stop: threading.Event,
     say: Callable[[str], None],
+    requests: Counter[str] | None = None,
 ) -> Manifest:
-    """The dataset's manifest, listed now if there is none.
+    """The dataset's manifest, listed now if there is none; the requests of the listing are added to ``requests``.
 
     Raises:
         InterruptedJobError: ``stop`` was set in the middle of the listing.
         UsageError: it was made from another source or with another limit, or the source holds no image.
     """
     manifest = load_manifest(dest)
+    names = source_names(config.sources, config.storage)
     if manifest is not None:
-        if (manifest.sources, manifest.last.limit) != ((source.root,), config.job.limit):
+        if (manifest.sources, manifest.last.limit) != (names, config.job.limit):
             raise UsageError(
-                f"{dest.root} was made from {manifest.sources[0]} with limit {manifest.last.limit}, not from"
-                f" {source.root} with limit {config.job.limit}; use another DEST"
+                f"{dest.root} was made from {', '.join(manifest.sources)} with limit {manifest.last.limit}, not from"
+                f" {', '.join(names)} with limit {config.job.limit}; use another DEST"
             )
-        say(f"{manifest.rows:,} images, as {manifest.sources[0]} was listed at {manifest.last.listed_at}")
+        say(f"{manifest.rows:,} images, as {', '.join(manifest.sources)} was listed at {manifest.last.listed_at}")
         return manifest
-    say(f"listing {source.root}")
+    say(f"listing {', '.join(names)}")
     job = config.job
     cut = Cut(budget.chunk_rows, job.chunk_bytes, shard_rows(job.shard_rows, job.shard_bytes, extractor))
     manifest = write_generation(
         dest,
         None,
-        Listing((source.root,), job.limit),
-        _until(stop, list_rows(source, job.limit)),
+        Listing(names, job.limit),
+        _until(stop, list_rows(config.sources, config.listing, config.storage, job.limit, say, requests)),
         cut,
         progress=lambda rows: say(f"listed {rows:,} images"),
     )

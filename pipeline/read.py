@@ -6,14 +6,18 @@ One row a chunk, because a row is what Ray Data never splits and never merges wi
 from __future__ import annotations
 
 import functools
+import io
 import time
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipeline.counting import CountingStore
+from pipeline import schema
+from pipeline.counting import CountingFetcher
 from pipeline.errors import RejectError, UnavailableError
+from pipeline.located import Located
 from pipeline.manifest import ManifestReader
+from pipeline.origin import roots
 from pipeline.storage import Fetched, open_store
 from pipeline.store import read_judgement
 
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from pipeline.config import Config
-    from pipeline.storage import Store
+    from pipeline.store import Fetcher
 
 _REJECT = pa.struct([(name, pa.string()) for name in ("stage", "error", "message")])
 
@@ -31,6 +35,7 @@ CHUNK_ROW_SCHEMA = pa.schema(
         ("chunk", pa.int32()),
         ("uri", pa.list_(pa.string())),
         ("etag", pa.list_(pa.string())),
+        ("kept", pa.large_binary()),
         ("data", pa.list_(pa.large_binary())),
         ("reject", pa.list_(_REJECT)),
         ("read_seconds", pa.float64()),
@@ -38,6 +43,7 @@ CHUNK_ROW_SCHEMA = pa.schema(
         ("requests", pa.map_(pa.string(), pa.int64())),
     ]
 )
+
 
 _OUTAGE = 0.5
 """Fraction of a chunk's reads that must fail for reasons of the store before it counts as an outage."""
@@ -51,12 +57,12 @@ def read_chunks(config: Config, shard: int, chunks: Sequence[int]) -> Iterator[p
 
 
 @functools.lru_cache(maxsize=4)
-def _stores(config: Config) -> tuple[ManifestReader, Store]:
+def _stores(config: Config) -> tuple[ManifestReader, Located]:
     """Opening a store costs 0.1 s of CPU; a read worker lives for many tasks."""
-    return ManifestReader(open_store(config.dest, config.storage)), open_store(config.source, config.storage)
+    return ManifestReader(open_store(config.dest, config.storage)), Located(roots(config.sources), config.storage)
 
 
-def read_chunk(manifest: ManifestReader, source: Store, shard: int, chunk: int, max_bytes: int) -> pa.Table:
+def read_chunk(manifest: ManifestReader, source: Fetcher, shard: int, chunk: int, max_bytes: int) -> pa.Table:
     """Fetches one chunk.
 
     Returns:
@@ -66,8 +72,9 @@ def read_chunk(manifest: ManifestReader, source: Store, shard: int, chunk: int, 
         StorageError: the store is down, or half of the reads or more failed for its reasons; no image is rejected then.
     """
     wall, cpu = time.perf_counter(), time.process_time()
-    listed = manifest.chunk(shard, chunk).to_pylist()
-    counted = CountingStore(source)
+    rows = manifest.chunk(shard, chunk)
+    listed = rows.select(schema.MANIFEST_SCHEMA.names).to_pylist()
+    counted = CountingFetcher(source)
     fetched = _fetch_all(counted, listed, max_bytes, f"chunk {shard}/{chunk}")
     return pa.table(
         {
@@ -75,6 +82,7 @@ def read_chunk(manifest: ManifestReader, source: Store, shard: int, chunk: int, 
             "chunk": [chunk],
             "uri": [[row["uri"] for row in listed]],
             "etag": [[row["etag"] for row in listed]],
+            "kept": [_pack(rows.select([field.name for field in schema.kept_fields(rows.schema)]))],
             "data": [[item.data if isinstance(item, Fetched) else None for item in fetched]],
             "reject": [[_as_struct(item) for item in fetched]],
             "read_seconds": [time.perf_counter() - wall],
@@ -85,7 +93,23 @@ def read_chunk(manifest: ManifestReader, source: Store, shard: int, chunk: int, 
     )
 
 
-def _fetch_all(source: Store, listed: list[dict[str, Any]], max_bytes: int, what: str) -> list[Fetched | RejectError]:
+def _pack(kept: pa.Table) -> bytes | None:
+    """Columns of whatever types as one value, since a chunk is one row; None where there are none."""
+    if not kept.num_columns:
+        return None
+    buffer = io.BytesIO()
+    with pa.ipc.new_stream(buffer, kept.schema) as writer:
+        writer.write_table(kept)
+    return buffer.getvalue()
+
+
+def kept_columns(row: pa.Table) -> pa.Table | None:
+    """The columns kept of the source's table, a row for each image of a chunk; None where there are none."""
+    data = row["kept"][0]
+    return pa.ipc.open_stream(data.as_buffer()).read_all() if data.is_valid else None
+
+
+def _fetch_all(source: Fetcher, listed: list[dict[str, Any]], max_bytes: int, what: str) -> list[Fetched | RejectError]:
     """Fetches once, and what the store failed to deliver once more: an outage may begin or end within a chunk."""
     answers = _fetch(source, listed, max_bytes)
     failed = _unavailable(answers)
@@ -101,7 +125,7 @@ def _fetch_all(source: Store, listed: list[dict[str, Any]], max_bytes: int, what
     return answers
 
 
-def _fetch(source: Store, listed: list[dict[str, Any]], max_bytes: int) -> list[Fetched | RejectError]:
+def _fetch(source: Fetcher, listed: list[dict[str, Any]], max_bytes: int) -> list[Fetched | RejectError]:
     """Objects whose listed size is over the limit are never asked for."""
     answers = iter(source.fetch_many([source.key(row["uri"]) for row in listed if row["size"] <= max_bytes], max_bytes))
     result: list[Fetched | RejectError] = []

@@ -15,6 +15,7 @@ import obstore
 from botocore.exceptions import BotoCoreError, ClientError
 from obstore import exceptions as obstore_errors
 
+from pipeline.bounded import gather_bounded
 from pipeline.errors import (
     ForbiddenError,
     NotFoundError,
@@ -111,17 +112,40 @@ class S3Store:
                 raise read_judgement("TooManyBytes", self.uri(key))
             return Fetched(body.read(), answer["ETag"].strip('"'))
 
+    def get_file(self, key: str, path: Path) -> str:
+        name = self._prefix + key
+        try:
+            if not _obstore_can_name(name):
+                fetched = self._get_with_boto3(key)
+                path.write_bytes(fetched.data)
+                return fetched.version
+            answer = obstore.get(self._reader, name)
+            with path.open("wb") as file:
+                for part in answer.stream():
+                    file.write(part)
+            return (answer.meta["e_tag"] or "").strip('"')
+        except Exception as error:
+            raise self._translate(error, self.uri(key)) from error
+
+    def look_up(self, keys: Sequence[str]) -> list[ObjectInfo | None]:
+        return asyncio.run(gather_bounded(self._look_up, keys, self._in_flight))
+
+    async def _look_up(self, key: str) -> ObjectInfo | None:
+        name = self._prefix + key
+        try:
+            if not _obstore_can_name(name):
+                answer = await asyncio.to_thread(self._client.head_object, Bucket=self._bucket, Key=name)
+                return ObjectInfo(key, answer["ContentLength"], answer["ETag"].strip('"'))
+            meta = await obstore.head_async(self._reader, name)
+            return ObjectInfo(key, meta["size"], (meta["e_tag"] or "").strip('"'))
+        except Exception as error:
+            failure = self._translate(error, self.uri(key))
+            if isinstance(failure, (NotFoundError, ForbiddenError)):
+                return None
+            raise failure from error
+
     def fetch_many(self, keys: Sequence[str], max_bytes: int) -> list[Fetched | RejectError]:
-        return asyncio.run(self._fetch_many(keys, max_bytes))
-
-    async def _fetch_many(self, keys: Sequence[str], max_bytes: int) -> list[Fetched | RejectError]:
-        places = asyncio.Semaphore(self._in_flight)
-
-        async def fetch(key: str) -> Fetched | RejectError:
-            async with places:
-                return await self._fetch(key, max_bytes)
-
-        return list(await asyncio.gather(*(fetch(key) for key in keys)))
+        return asyncio.run(gather_bounded(lambda key: self._fetch(key, max_bytes), keys, self._in_flight))
 
     async def _fetch(self, key: str, max_bytes: int) -> Fetched | RejectError:
         try:

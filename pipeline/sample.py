@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pipeline.dataset import DatasetInfo
     from pipeline.manifest import Manifest
     from pipeline.storage import Fetched, Store
+    from pipeline.store import Fetcher
     from pipeline.tolerance import Tolerance
 
 _FETCHED_AT_ONCE = 64
@@ -75,7 +76,7 @@ class Oracle:
 
 
 def compare_sample(
-    dest: Store, source: Store, manifest: Manifest, oracle: Oracle, count: int, limits: ImageLimits
+    dest: Store, source: Fetcher, manifest: Manifest, oracle: Oracle, count: int, limits: ImageLimits
 ) -> Iterator[Comparison]:
     """Up to ``count`` rows drawn at random (the same ones each time; all where there are fewer), computed again."""
     rows = _draw(dest, manifest, count)

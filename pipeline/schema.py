@@ -51,6 +51,21 @@ REJECT_FIELDS = [pa.field(name, pa.string()) for name in ("stage", "error", "mes
 REJECTS_SCHEMA = pa.schema([*IDENTITY_FIELDS, *REJECT_FIELDS])
 
 
+RESERVED = frozenset(
+    {
+        *MANIFEST_SCHEMA.names,
+        *(field.name for field in (*SIZE_FIELDS, *REJECT_FIELDS)),
+        *("embedding", "patches", "class_index", "class_probability"),
+    }
+)
+"""Names that no kept column can have."""
+
+
+def manifest_schema(kept: Iterable[pa.Field] = ()) -> pa.Schema:
+    """A manifest shard: what identifies an object, then the columns kept of a table of URIs."""
+    return pa.schema([*MANIFEST_SCHEMA, *kept])
+
+
 def embedding_field(dim: int) -> pa.Field:
     """The column of an embedding of ``dim`` float32 values; a plain Arrow type that every reader knows."""
     return pa.field("embedding", pa.list_(pa.float32(), dim))
@@ -61,14 +76,26 @@ def describe_output(field: pa.Field) -> str:
     return f"{field.name}: {np.dtype(field.type.value_type.to_pandas_dtype())}[{field.type.list_size}]"
 
 
-def chunk_schema(outputs: Iterable[pa.Field]) -> pa.Schema:
+def chunk_schema(outputs: Iterable[pa.Field], kept: Iterable[pa.Field] = ()) -> pa.Schema:
     """A committed chunk: features and rejects together, one row for each manifest row, in its order."""
-    return pa.schema([*IDENTITY_FIELDS, *SIZE_FIELDS, *outputs, *REJECT_FIELDS])
+    return pa.schema([*IDENTITY_FIELDS, *kept, *SIZE_FIELDS, *outputs, *REJECT_FIELDS])
 
 
-def features_schema(outputs: Iterable[pa.Field]) -> pa.Schema:
+def features_schema(outputs: Iterable[pa.Field], kept: Iterable[pa.Field] = ()) -> pa.Schema:
     """A sealed feature shard."""
-    return pa.schema([*IDENTITY_FIELDS, *SIZE_FIELDS, *outputs])
+    return pa.schema([*IDENTITY_FIELDS, *kept, *SIZE_FIELDS, *outputs])
+
+
+def rejects_schema(kept: Iterable[pa.Field] = ()) -> pa.Schema:
+    """A sealed rejects shard."""
+    return pa.schema([*IDENTITY_FIELDS, *kept, *REJECT_FIELDS])
+
+
+def kept_fields(schema: pa.Schema) -> list[pa.Field]:
+    """The kept columns of a manifest, features or rejects shard, or a chunk: they follow what identifies a row."""
+    start = len(MANIFEST_SCHEMA if "size" in schema.names else IDENTITY_FIELDS)
+    ends = [schema.get_field_index(name) for name in ("width", "stage") if name in schema.names]
+    return [schema.field(index) for index in range(start, min(ends, default=len(schema)))]
 
 
 def with_metadata(schema: pa.Schema, values: dict[str, Any]) -> pa.Schema:

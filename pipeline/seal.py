@@ -85,10 +85,11 @@ def _write_features(dest: Store, shard: int, chunks: Sequence[int], fingerprint:
                 stack.enter_context(writer)
             if len(features):
                 writer.write_table(features, row_group_size=len(features))
-            rejects.append(table.filter(pc.invert(good)).select(schema.REJECTS_SCHEMA.names))
+            rejects_schema = schema.rejects_schema(schema.kept_fields(table.schema))
+            rejects.append(table.filter(pc.invert(good)).select(rejects_schema.names))
             rows += len(features)
         assert writer is not None, "a shard has at least one chunk"
-        rejected = pa.concat_tables(rejects).cast(schema.REJECTS_SCHEMA)
+        rejected = pa.concat_tables(rejects).cast(rejects_schema)
         data = encode(rejected) if len(rejected) else b""
         values = {
             "format": schema.FORMAT_VERSION,

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import schema
+from pipeline.dataset import describe_kept
 from pipeline.seal import referred_rejects, rejects_name
 
 if TYPE_CHECKING:
@@ -60,13 +61,18 @@ class ShardInspection:
         if schema.metadata(file.metadata).get("fingerprint") != info.fingerprint.to_dict():
             self._report.problem(f"{self._key} has another fingerprint than the dataset")
         table = file.read()
-        rejected = self._rejects(file.metadata, rejects)
+        rejected = self._rejects(file.metadata, rejects, schema.kept_fields(expected.schema))
         if not self._has_columns(self._key, table, schema.features_schema([])):
             return
-        identities = [part.select(["uri", "etag"]) for part in (table, rejected)]
+        kept = expected.column_names[2:]
+        if any(describe_kept(schema.kept_fields(part.schema)) != info.kept for part in (expected, table, rejected)):
+            self._report.problem(f"shard {self._shard} should keep the columns {', '.join(info.kept) or '(none)'}")
+            kept = []
+        identities = [part.select(["uri", "etag", *kept]) for part in (table, rejected)]
         # A file that was written anew may call its columns nullable.
         found = pa.concat_tables(identities, promote_options="default")
-        _compare_rows(self._shard, expected, found, self._report)
+        _compare_rows(self._shard, expected.select(["uri", "etag"]), found.select(["uri", "etag"]), self._report)
+        _compare_kept(self._shard, expected, found, kept, self._report)
         for output in info.fingerprint.outputs:
             self._check_output(table, output)
         sizes = (table["width"], table["height"])
@@ -75,13 +81,13 @@ class ShardInspection:
         self._report.rows += len(table)
         self._report.rejects += len(rejected)
 
-    def _rejects(self, footer: pq.FileMetaData, found: list[str]) -> pa.Table:
+    def _rejects(self, footer: pq.FileMetaData, found: list[str], kept: list[pa.Field]) -> pa.Table:
         """The rows of the rejects shard that the feature shard refers to."""
         key = referred_rejects(footer)
         wanted = [key] if key else []
         if found != wanted:
             self._report.problem(f"rejects of shard {self._shard} should be {wanted}, but there are {found}")
-        nothing = schema.REJECTS_SCHEMA.empty_table()
+        nothing = schema.rejects_schema(kept).empty_table()
         if key is None or key not in found:
             return nothing
         data = self._dest.get(key)
@@ -133,3 +139,12 @@ def _compare_rows(shard: int, expected: pa.Table, found: pa.Table, report: Repor
         report.problem(f"shard {shard} lacks {missing.total()} rows", [uri for uri, _ in missing.elements()])
     if extra := have - want:
         report.problem(f"shard {shard} has {extra.total()} rows too many", [uri for uri, _ in extra.elements()])
+
+
+def _compare_kept(shard: int, expected: pa.Table, found: pa.Table, kept: list[str], report: Report) -> None:
+    """Kept values are those of the manifest, whatever their types."""
+    if not kept:
+        return
+    want, have = ({row["uri"]: repr(row) for row in table.to_pylist()} for table in (expected, found))
+    if wrong := [uri for uri in want.keys() & have.keys() if want[uri] != have[uri]]:
+        report.problem(f"shard {shard} has other values in {', '.join(kept)} than the manifest", sorted(wrong))

@@ -1,4 +1,4 @@
-"""Opens a folder or a bucket by its URL; everything raysight reads or writes goes through such a store."""
+"""Opens stores by their URLs; everything raysight reads or writes goes through one."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
 from pipeline.local import LocalStore
-from pipeline.store import Fetched, ObjectInfo, Store
+from pipeline.store import Fetched, ObjectInfo, Readable, Store
 
 if TYPE_CHECKING:
     from pipeline.config import StorageConfig
 
-__all__ = ["Fetched", "ObjectInfo", "Store", "open_store", "scheme"]
+__all__ = ["Fetched", "ObjectInfo", "Readable", "Store", "open_readable", "open_store", "scheme", "split_uri"]
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
+_CLOUDS = ("s3", "gs", "az")
+_READABLE = "a local path, s3://, gs://, az:// or http(s)://"
 
 
 def scheme(url: str) -> str:
@@ -24,7 +26,7 @@ def scheme(url: str) -> str:
 
 
 def open_store(url: str, config: StorageConfig) -> Store:
-    """The store that ``url`` names: ``s3://bucket/prefix``, ``file:///folder`` or a local path.
+    """The store that ``url`` names, to be written: ``s3://bucket/prefix``, ``file:///folder`` or a local path.
 
     Raises:
         UsageError: the scheme is not one of these, or the bucket is missing.
@@ -37,4 +39,48 @@ def open_store(url: str, config: StorageConfig) -> Store:
         case "" | "file":
             return LocalStore(url)
         case other:
-            raise UsageError(f"{url}: the scheme {other}:// is not supported; use a local path or s3://bucket/prefix")
+            known = " here (images are read from it)" if other in (*_CLOUDS, "http", "https") else ""
+            raise UsageError(
+                f"{url}: the scheme {other}:// is not supported{known}; use a local path or s3://bucket/prefix"
+            )
+
+
+def open_readable(url: str, config: StorageConfig) -> Readable:
+    """The store that ``url`` names, to be read: as :func:`open_store`, also ``gs://``, ``az://`` and ``http(s)://``.
+
+    Raises:
+        UsageError: as :func:`open_store`.
+    """
+    match scheme(url):
+        case "gs" | "az":
+            from pipeline.cloud import CloudStore
+
+            return CloudStore(url, config)
+        case "http" | "https":
+            from pipeline.web import WebStore
+
+            return WebStore(config)
+        case "s3" | "" | "file":
+            return open_store(url, config)
+        case other:
+            raise UsageError(f"{url}: the scheme {other}:// is not supported; use {_READABLE}")
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """URL of the whole store that holds an object (a bucket, the local disk, the web), and the object's URI there.
+
+    Raises:
+        UsageError: it does not name an object.
+    """
+    match kind := scheme(uri):
+        case "s3" | "gs" | "az":
+            bucket, _, key = uri[len(f"{kind}://") :].partition("/")
+            if not bucket or not key:
+                raise UsageError(f"{uri}: write {kind}://bucket/key")
+            return f"{kind}://{bucket}/", f"{kind}://{bucket}/{key}"
+        case "http" | "https":
+            return "http://", uri
+        case "" | "file":
+            return "/", uri
+        case other:
+            raise UsageError(f"{uri}: the scheme {other}:// is not supported; use {_READABLE}")

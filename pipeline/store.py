@@ -1,4 +1,4 @@
-"""What a store is: one small interface over a folder and a bucket. ``pipeline.storage`` opens them."""
+"""What a store is: one small interface over folders, buckets and web servers. ``pipeline.storage`` opens them."""
 
 from __future__ import annotations
 
@@ -35,12 +35,8 @@ class Fetched:
     version: str
 
 
-class Store(Protocol):
-    """Objects below a root. Every call raises a :class:`~pipeline.errors.StorageError` on failure."""
-
-    @property
-    def root(self) -> str:
-        """What stands before a key in a URI, such as ``s3://bucket/prefix/`` or ``/data/photos/``."""
+class Fetcher(Protocol):
+    """Objects of one or several stores. Every call raises a :class:`~pipeline.errors.StorageError` on failure."""
 
     def check(self, *, missing_ok: bool = False) -> None:
         """One contact that fails soon, before any work or when reads have failed.
@@ -53,14 +49,8 @@ class Store(Protocol):
             StorageError: it cannot be reached or used.
         """
 
-    def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Objects whose key starts with ``prefix``, streamed; what is half-written is not among them."""
-
-    def get(self, key: str) -> bytes:
-        """The object's bytes. Raises NotFoundError when it does not exist."""
-
-    def get_tail(self, key: str, size: int) -> bytes:
-        """The last ``size`` bytes of an object, or all where it has fewer. Raises NotFoundError."""
+    def look_up(self, keys: Sequence[str]) -> list[ObjectInfo | None]:
+        """What the store knows of each object, in order; None for one that is not there or may not be seen."""
 
     def fetch_many(self, keys: Sequence[str], max_bytes: int) -> list[Fetched | RejectError]:
         """Many objects at once, in order; what is wrong with one object stands in its place.
@@ -69,6 +59,36 @@ class Store(Protocol):
         luck of one object or an outage is for the caller to tell. What is wrong with the whole store (its folder or
         bucket is gone, the credentials are no longer good) is Unavailable as well.
         """
+
+    def key(self, uri: str) -> str:
+        """What the other calls take for a URI."""
+
+
+class Readable(Fetcher, Protocol):
+    """Objects below a root, to be read."""
+
+    @property
+    def root(self) -> str:
+        """What stands before a key in a URI, such as ``s3://bucket/prefix/`` or ``/data/photos/``."""
+
+    def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Objects whose key starts with ``prefix``, streamed; what is half-written is not among them."""
+
+    def get_file(self, key: str, path: Path) -> str:
+        """Streams the object into a local file and returns its version. Raises NotFoundError."""
+
+    def uri(self, key: str) -> str:
+        """What stands for the object in the ``uri`` column; the inverse of :meth:`key`."""
+
+
+class Store(Readable, Protocol):
+    """Objects below a root, to be read and written."""
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes. Raises NotFoundError when it does not exist."""
+
+    def get_tail(self, key: str, size: int) -> bytes:
+        """The last ``size`` bytes of an object, or all where it has fewer. Raises NotFoundError."""
 
     def put(self, key: str, data: bytes) -> None:
         """Writes or replaces an object atomically and durably."""
@@ -88,17 +108,11 @@ class Store(Protocol):
     def sweep(self, prefix: str) -> int:
         """Deletes what writers that died left half-written below ``prefix``; returns how many."""
 
-    def uri(self, key: str) -> str:
-        """What stands for the object in the ``uri`` column."""
-
-    def key(self, uri: str) -> str:
-        """The inverse of :meth:`uri`."""
-
 
 def read_judgement(name: str, uri: str) -> RejectError:
     """The reject row for an object that cannot be read, worded alike for every store."""
     messages = {
-        "NotFound": "the object is gone (it was there when the source was listed)",
+        "NotFound": "the object is not there",
         "Forbidden": "reading the object is not allowed with these credentials",
         "Changed": "the object changed after it was listed",
         "TooManyBytes": "the object is larger than max_bytes",

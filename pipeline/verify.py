@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.inspection import check_structure, open_dataset
+from pipeline.located import Located
+from pipeline.origin import roots
 from pipeline.sample import Oracle, compare_sample
 from pipeline.storage import open_store
 from pipeline.tolerance import tolerance
@@ -65,7 +67,7 @@ def _check_sample(
     if not oracle.weights_agree:
         report.problem(f"the weights {info.model.weights} are not those the dataset was made with")
         return
-    source = open_store(manifest.sources[0], storage)
+    source = Located(roots(manifest.sources), storage)
     compared = list(compare_sample(dest, source, manifest, oracle, sample, limits))
     judged = [item for item in compared if not item.skipped]
     for item in compared:

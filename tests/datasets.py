@@ -52,7 +52,7 @@ def extract(source_url: str, dest_url: str, extractor: Extractor, cut: Cut) -> M
     """What a job does, one chunk after another: list, read, extract, commit, seal, clean up."""
     source, dest = open_store(source_url, STORAGE), open_store(dest_url, STORAGE)
     agree_on(dest, extractor.fingerprint, MODEL)
-    manifest = write_generation(dest, None, Listing((source.root,)), list_rows(source), cut)
+    manifest = write_generation(dest, None, Listing((source.root,)), list_rows([source.root]), cut)
     worker = ChunkWorker(
         extractor,
         dest,

@@ -45,7 +45,7 @@ def row(tmp_path: Path, photographs: Mapping[str, bytes]) -> pa.Table:
     paths = jobs.write_corpus(tmp_path / "photos", photographs, 10)
     sorted(paths)[3].write_bytes(b"no image")
     source, dest = (open_store(str(tmp_path / name), StorageConfig()) for name in ("photos", "out"))
-    write_generation(dest, None, Listing((source.root,)), list_rows(source), Cut(10, 1 << 20, 1000))
+    write_generation(dest, None, Listing((source.root,)), list_rows([source.root]), Cut(10, 1 << 20, 1000))
     return read_chunk(ManifestReader(dest), source, 0, 0, 1 << 20)
 
 

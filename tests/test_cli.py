@@ -81,7 +81,7 @@ def test_a_relative_checkpoint_becomes_absolute_since_workers_have_other_folders
     ("arguments", "complaint"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["extract", "photos"], "the following arguments are required: DEST"),
+        (["extract", "photos"], "the following arguments are required"),
         (["extract", "a", "b", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["extract", "a", "b", "--batch-size", "-1"], "-1: must be a whole number, at least 1"),
         (["extract", "a", "b", "--chunk-rows", "0"], "0: must be a whole number, at least 1"),
@@ -92,7 +92,8 @@ def test_a_relative_checkpoint_becomes_absolute_since_workers_have_other_folders
         (["extract", "a", "b", "--max-reject-rate", "many"], "many: must be a number from 0 to 1"),
         (["extract", "a", "b", "--preset", "dino-224"], "one of timm, dinov2-224; did you mean dinov2-224?"),
         (["verify", "b", "--sample", "-3"], "-3 is negative"),
-        (["extract", "gs://bucket/a", "b"], "the scheme gs:// is not supported"),
+        (["extract", "ftp://host/a", "b"], "the scheme ftp:// is not supported"),
+        (["extract", "a", "gs://bucket/b"], "the scheme gs:// is not supported here (images are read from it)"),
         (["extract", "s3://", "b"], "the bucket is missing"),
         (["extract", "a", "s3:///prefix"], "the bucket is missing"),
     ],

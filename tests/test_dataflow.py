@@ -45,10 +45,10 @@ def spec(tmp_path: Path, photographs: Mapping[str, bytes]) -> JobSpec:
 
     jobs.write_corpus(tmp_path / "photos", photographs, 40)
     config = Config(
-        str(tmp_path / "photos"), str(tmp_path / "out"), model=MODEL, job=JobConfig(max_actors=1, grace_s=20.0)
+        (str(tmp_path / "photos"),), str(tmp_path / "out"), model=MODEL, job=JobConfig(max_actors=1, grace_s=20.0)
     )
-    source, dest = open_store(config.source, StorageConfig()), open_store(config.dest, StorageConfig())
-    write_generation(dest, None, Listing((source.root,)), list_rows(source), Cut(4, 1 << 20, 1000))
+    dest = open_store(config.dest, StorageConfig())
+    write_generation(dest, None, Listing(config.sources), list_rows(config.sources), Cut(4, 1 << 20, 1000))
     factory = partial(load_extractor, MODEL, ImageLimits())
     budget = make_budget(config.job, [Node(2, 0, 8 << 30)], can_grow=False)
     return JobSpec(config, budget, factory().fingerprint, factory)

@@ -13,7 +13,7 @@ from pipeline.generation import Listing, write_generation
 from pipeline.local import LocalStore
 from pipeline.manifest import ManifestReader
 from pipeline.read import CHUNK_ROW_SCHEMA, read_chunk, read_chunks
-from pipeline.source import list_images, list_rows, require_images
+from pipeline.source import list_rows
 from pipeline.storage import open_store
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ HASTY = StorageConfig(max_retries=0)
 
 def manifest_of(source: Store, folder: Path) -> ManifestReader:
     dest = LocalStore(str(folder))
-    write_generation(dest, None, Listing((source.root,)), list_rows(source), CUT)
+    write_generation(dest, None, Listing((source.root,)), list_rows([source.root]), CUT)
     return ManifestReader(dest)
 
 
@@ -41,22 +41,6 @@ def outcomes(table: pa.Table) -> dict[str, Any]:
         uri.rpartition("/")[2]: data if reject is None else reject["error"]
         for uri, data, reject in zip(row["uri"], row["data"], row["reject"], strict=True)
     }
-
-
-def test_only_images_are_taken_whatever_the_case_of_their_suffix(tmp_path: Path) -> None:
-    store = LocalStore(str(tmp_path))
-    for key in ("a.JPG", "b.txt", "c/d.webp", "e.jpg.bak", "jpg", ".hidden.png"):
-        store.put(key, b"")
-    assert [item.key for item in list_images(store)] == [".hidden.png", "a.JPG", "c/d.webp"]
-    assert [item.key for item in list_images(store, limit=2)] == [".hidden.png", "a.JPG"]
-
-
-def test_a_source_without_images_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_bytes(b"")
-    with pytest.raises(UsageError, match="holds no image"):
-        require_images(LocalStore(str(tmp_path)))
-    with pytest.raises(UsageError, match="no folder"):
-        require_images(LocalStore(str(tmp_path / "nowhere")))
 
 
 def test_a_chunk_is_one_row_with_the_bytes_of_its_images_in_order(tmp_path: Path) -> None:
@@ -76,7 +60,7 @@ def test_a_task_gives_its_chunks_one_by_one(tmp_path: Path) -> None:
     for number in range(12):
         source.put(f"{number:02d}.jpg", b"x")
     manifest_of(source, tmp_path / "out")
-    tables = read_chunks(Config(str(tmp_path / "in"), str(tmp_path / "out")), 0, [2, 0])
+    tables = read_chunks(Config((str(tmp_path / "in"),), str(tmp_path / "out")), 0, [2, 0])
     assert [table["chunk"][0].as_py() for table in tables] == [2, 0]
 
 
@@ -191,8 +175,8 @@ def test_several_tasks_of_one_worker_do_not_disturb_each_other(tmp_path: Path) -
     for number in range(40):
         source.put(f"{number:02d}.jpg", str(number).encode())
     dest = LocalStore(str(tmp_path / "out"))
-    write_generation(dest, None, Listing((source.root,)), list_rows(source), Cut(2, 1000, 4))
-    config = Config(str(tmp_path / "in"), str(tmp_path / "out"))
+    write_generation(dest, None, Listing((source.root,)), list_rows([source.root]), Cut(2, 1000, 4))
+    config = Config((str(tmp_path / "in"),), str(tmp_path / "out"))
     with ThreadPoolExecutor(4) as pool:
         tables = pool.map(lambda shard: list(read_chunks(config, shard, [0, 1])), [*range(10)] * 10)
         seen = [outcomes(table) for task in tables for table in task]

@@ -74,7 +74,7 @@ def run(
     stop, samples = threading.Event(), list[tuple[int, float]]()
     sampler = threading.Thread(target=_sample, args=(timelines, samples, stop), daemon=True)
     sampler.start()
-    config = Config(source, dest, model=ModelConfig(**(model or {})), job=JobConfig(**job))
+    config = Config((source,), dest, model=ModelConfig(**(model or {})), job=JobConfig(**job))
     moments = Path(f"{dest}.moments")
     moments.unlink(missing_ok=True)
     factory = functools.partial(_noting, _FACTORIES[extractor], str(moments))

@@ -1,0 +1,160 @@
+"""Google Cloud Storage and Azure Blob Storage as stores, read only; credentials are those of obstore's environment."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import obstore
+from obstore import exceptions as obstore_errors
+from obstore.store import AzureStore, GCSStore
+
+from pipeline.bounded import gather_bounded
+from pipeline.errors import ForbiddenError, NotFoundError, RejectError, StorageError, UnavailableError, UsageError
+from pipeline.store import Fetched, ObjectInfo, read_judgement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from pipeline.config import StorageConfig
+
+_BACKOFF_BASE = 3  # as for S3
+_GONE_BUCKET = ("<Code>NoSuchBucket</Code>", "<Code>ContainerNotFound</Code>", "The specified bucket does not exist")
+_CREDENTIALS = {
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
+
+
+class CloudStore:
+    """Objects below ``gs://bucket/prefix/`` or ``az://container/prefix/``. Several threads may use it at once.
+
+    Keys with empty, ``.`` or ``..`` segments cannot be named by obstore, and count as not there.
+    """
+
+    def __init__(self, url: str, config: StorageConfig) -> None:
+        self._scheme, _, rest = url.partition("://")
+        self._bucket, _, prefix = rest.partition("/")
+        if not self._bucket:
+            raise UsageError(f"{url}: the bucket is missing; write {self._scheme}://bucket/prefix")
+        self._prefix = prefix if not prefix or prefix.endswith("/") else prefix + "/"
+        self._in_flight = config.max_in_flight
+        self._store = self._open(config, config.max_retries)
+        self._hasty = self._open(config, 1)
+
+    def _open(self, config: StorageConfig, max_retries: int) -> GCSStore | AzureStore:
+        kind: Any = GCSStore if self._scheme == "gs" else AzureStore
+        unsigned = {"skip_signature": True} if config.anonymous else {}
+        try:
+            store: GCSStore | AzureStore = kind(
+                self._bucket,
+                client_options={
+                    "allow_http": True,
+                    "connect_timeout": timedelta(seconds=config.connect_timeout_s),
+                    "timeout": timedelta(seconds=config.timeout_s),
+                },
+                retry_config={
+                    "max_retries": max_retries,
+                    "retry_timeout": timedelta(seconds=config.retry_timeout_s),
+                    "backoff": {"base": _BACKOFF_BASE},
+                },
+                **unsigned,
+            )
+        except (obstore_errors.BaseError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UsageError(f"{self.root}: {reason}; set {_CREDENTIALS[self._scheme]}") from error
+        return store
+
+    @property
+    def root(self) -> str:
+        return f"{self._scheme}://{self._bucket}/{self._prefix}"
+
+    def check(self, *, missing_ok: bool = False) -> None:
+        del missing_ok
+        try:
+            next(iter(obstore.list(self._hasty, self._prefix or None, chunk_size=1)), None)
+        except Exception as error:
+            failure = self._translate(error, self.root)
+            if isinstance(failure, NotFoundError) or any(text in str(error) for text in _GONE_BUCKET):
+                raise UsageError(f"there is no bucket {self._scheme}://{self._bucket}") from error
+            raise failure from error
+
+    def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        # obstore lists whole segments alone: what begins with "ab" is sought among what "a/" holds.
+        below, _, start = (self._prefix + prefix).rpartition("/")
+        try:
+            for page in obstore.list(self._store, below or None):
+                for item in page:
+                    if item["path"].startswith(self._prefix + prefix if start else self._prefix):
+                        key = item["path"][len(self._prefix) :]
+                        yield ObjectInfo(key, item["size"], _version(item["e_tag"]))
+        except Exception as error:
+            raise self._translate(error, self.root + prefix) from error
+
+    def get_file(self, key: str, path: Path) -> str:
+        try:
+            answer = obstore.get(self._store, self._prefix + key)
+            with path.open("wb") as file:
+                for part in answer.stream():
+                    file.write(part)
+            return _version(answer.meta["e_tag"])
+        except Exception as error:
+            raise self._translate(error, self.uri(key)) from error
+
+    def look_up(self, keys: Sequence[str]) -> list[ObjectInfo | None]:
+        return asyncio.run(gather_bounded(self._look_up, keys, self._in_flight))
+
+    async def _look_up(self, key: str) -> ObjectInfo | None:
+        try:
+            meta = await obstore.head_async(self._store, self._prefix + key)
+            return ObjectInfo(key, meta["size"], _version(meta["e_tag"]))
+        except Exception as error:
+            failure = self._translate(error, self.uri(key))
+            if isinstance(failure, (NotFoundError, ForbiddenError)):
+                return None
+            raise failure from error
+
+    def fetch_many(self, keys: Sequence[str], max_bytes: int) -> list[Fetched | RejectError]:
+        return asyncio.run(gather_bounded(lambda key: self._fetch(key, max_bytes), keys, self._in_flight))
+
+    async def _fetch(self, key: str, max_bytes: int) -> Fetched | RejectError:
+        try:
+            answer = await obstore.get_async(self._store, self._prefix + key)
+            if answer.meta["size"] > max_bytes:
+                return read_judgement("TooManyBytes", self.uri(key))
+            return Fetched(bytes(await answer.bytes_async()), _version(answer.meta["e_tag"]))
+        except Exception as error:
+            match failure := self._translate(error, self.uri(key)):
+                case NotFoundError():
+                    return read_judgement("NotFound", self.uri(key))
+                case ForbiddenError():
+                    return read_judgement("Forbidden", self.uri(key))
+                case _:
+                    return RejectError("read", "Unavailable", str(failure))
+
+    def uri(self, key: str) -> str:
+        return self.root + key
+
+    def key(self, uri: str) -> str:
+        return uri.removeprefix(self.root)
+
+    @staticmethod
+    def _translate(error: Exception, where: str) -> StorageError:
+        if isinstance(error, StorageError):
+            return error
+        text = str(error).strip() or type(error).__name__
+        if any(name in text for name in _GONE_BUCKET):
+            return UnavailableError(f"{where}: the bucket does not exist")
+        if isinstance(error, (obstore_errors.NotFoundError, FileNotFoundError)):
+            return NotFoundError(f"{where}: not found")
+        if isinstance(error, (obstore_errors.PermissionDeniedError, obstore_errors.UnauthenticatedError)):
+            return ForbiddenError(f"{where}: not allowed with these credentials")
+        if isinstance(error, ValueError):
+            return NotFoundError(f"{where}: a key that cannot be asked for ({text})")
+        return UnavailableError(f"{where}: {text.splitlines()[0]}")
+
+
+def _version(etag: str | None) -> str:
+    return (etag or "").strip('"')
