@@ -6,7 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     Figures = Mapping[str, Any]
     Rows = list[tuple[str, str]]
@@ -97,8 +97,9 @@ def _number(value: float | None, factor: float) -> str:
     return NOTHING if value is None else f"{factor * value:,.2f}"
 
 
-def _block(rows: Rows, table: Iterable[tuple[str, str, str]]) -> str:
+def _block(rows: Rows, table: Sequence[tuple[str, str, str]]) -> str:
     indent = " " * 13
     lines = [textwrap.fill(f"{label:<12} {value}", _WIDTH, subsequent_indent=indent) for label, value in rows]
+    lines += [""] if table else []
     lines += [f"{stage:<12} {wall:>14} {cpu:>18}" for stage, wall, cpu in table]
     return "\n".join(lines)

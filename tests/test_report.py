@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,12 +27,12 @@ from pipeline.storage import open_store
 from serve.cli import main
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from s3_server import Bucket
 
     from pipeline.budget import Budget
     from pipeline.manifest import Manifest
+
+ROOT = Path(__file__).parents[1]
 
 CHUNK = ChunkResult(
     shard=0,
@@ -220,6 +223,16 @@ def test_text_names_everything_a_person_asks_for(three: Path, capsys: pytest.Cap
     assert "bound by forward: the device was busy 90 % of the time" in words
     assert "$200.00 for a million images" in words
     assert "prepare 600.00 400.00" in words
+
+
+def test_a_report_needs_neither_ray_nor_torch(three: Path) -> None:
+    script = (
+        "import sys; from serve.cli import main; code = main(sys.argv[1:]);"
+        " sys.exit(code or ', '.join(name for name in ('ray', 'torch') if name in sys.modules) or None)"
+    )
+    command = [sys.executable, "-c", script, "report", str(three)]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert (finished.returncode, finished.stderr) == (0, "")
 
 
 class Page(HTMLParser):
