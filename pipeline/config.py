@@ -105,6 +105,7 @@ class JobConfig:
         chunk_rows: images in a chunk, the unit of work, retry and loss; None is 1024 on a GPU and 64 on a CPU.
         chunk_bytes: encoded bytes in a chunk at most.
         shard_rows: images in a shard at most.
+        shard_chunks: chunks in a shard at most, which are the row groups of its files.
         shard_bytes: feature bytes in a shard; wide rows make shards of fewer rows.
         batch_size: images of one forward; None is 64 on a GPU and 2 on a CPU.
         decode_threads: threads that decode, in each actor; None is the CPUs of the actor.
@@ -130,6 +131,7 @@ class JobConfig:
     chunk_rows: int | None = field(default=None, metadata=POSITIVE)
     chunk_bytes: int = field(default=64 * MIB, metadata=POSITIVE)
     shard_rows: int = field(default=65_536, metadata=POSITIVE)
+    shard_chunks: int = field(default=1024, metadata=POSITIVE)
     shard_bytes: int = field(default=256 * MIB, metadata=POSITIVE)
     batch_size: int | None = field(default=None, metadata=POSITIVE)
     decode_threads: int | None = field(default=None, metadata=POSITIVE)

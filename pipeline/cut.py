@@ -20,11 +20,13 @@ class Cut:
         chunk_rows: images in a chunk at most.
         chunk_bytes: encoded bytes in a chunk at most (an image larger than that makes a chunk of its own).
         shard_rows: images in a shard at most.
+        shard_chunks: chunks in a shard at most; each is a row group of two files, whose footers a reader holds.
     """
 
     chunk_rows: int
     chunk_bytes: int
     shard_rows: int
+    shard_chunks: int = 1024
 
 
 def cut_shards(rows: Iterable[tuple[str, pa.RecordBatch]], cut: Cut) -> Iterator[tuple[str, list[pa.Table]]]:
@@ -37,7 +39,8 @@ def cut_shards(rows: Iterable[tuple[str, pa.RecordBatch]], cut: Cut) -> Iterator
     shard: list[pa.Table] = []
     size, source = 0, ""
     for origin, chunk in _cut_chunks(rows, cut):
-        if shard and (origin != source or size + len(chunk) > cut.shard_rows):
+        full = size + len(chunk) > cut.shard_rows or len(shard) == cut.shard_chunks
+        if shard and (full or origin != source):
             yield source, shard
             shard, size = [], 0
         source = origin

@@ -66,7 +66,9 @@ def ensure_manifest(
         return manifest
     say(f"listing {', '.join(names)}")
     job = config.job
-    cut = Cut(budget.chunk_rows, job.chunk_bytes, shard_rows(job.shard_rows, job.shard_bytes, extractor))
+    cut = Cut(
+        budget.chunk_rows, job.chunk_bytes, shard_rows(job.shard_rows, job.shard_bytes, extractor), job.shard_chunks
+    )
     manifest = write_generation(
         dest,
         None,

@@ -127,6 +127,11 @@ def test_the_files_are_parquet_with_a_row_group_a_chunk_and_the_digest_of_the_ma
     assert counted == [(10, 10)]
 
 
+def test_a_shard_of_few_rows_has_a_bounded_number_of_chunks_all_the_same() -> None:
+    manifest = write_generation(Memory(), None, LISTING, rows([1] * 10), Cut(1, 100, 1000, shard_chunks=4))
+    assert [shard.chunks for shard in manifest.shards] == [(1,) * 4, (1,) * 4, (1,) * 2]
+
+
 def test_a_manifest_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     store = LocalStore(str(tmp_path))
     assert load_manifest(store) is None
