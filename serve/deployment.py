@@ -42,6 +42,7 @@ class Endpoint:
     ) -> None:
         keys = load_keys(config.api_keys) if config.api_keys else None
         self._engine = Engine(factory(), limits, config, threads)
+        self._engine.warm_up()
         self._app = create_app(self._engine, keys)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -107,6 +107,11 @@ class Engine:
         pixels = min(self.limits.max_pixels, self._budget.max_pixels)
         return {"max_pixels": pixels, "max_bytes": self.limits.max_bytes}
 
+    def warm_up(self) -> None:
+        """One forward of a full batch: what a device does only once must not count as its speed."""
+        pixels = np.zeros((*self.image_size, 3), np.uint8)
+        self.extractor.forward([pixels] * batch_size(self.config, on_gpu=self.extractor.device.type == "cuda"))
+
     def start(self) -> None:
         """Begins to work, on the running event loop."""
         self._batcher.start()

@@ -39,12 +39,19 @@ class Admission:
             raise ApiError(
                 503, "shutting_down", "this server is shutting down; ask again", headers={"Retry-After": "1"}
             )
-        self._reserve(1)
+        self._reserve(1, held=0)
         self.requests += 1
 
     def more(self, images: int) -> None:
-        """The other images of a request that is in. Raises ApiError 429."""
-        self._reserve(images)
+        """The other images of a request that is in with its first. Raises ApiError 400 or 429."""
+        if 1 + images > self.max_queue:
+            raise ApiError(
+                400,
+                "too_many_images",
+                f"no more than {self.max_queue} images are let in at once; send the others in further requests",
+                limit=Limit("max_queue", self.max_queue),
+            )
+        self._reserve(images, held=1)
 
     def leave(self, images: int) -> None:
         """A request with all the images that it reserved."""
@@ -56,10 +63,10 @@ class Admission:
         each = seconds / images
         self.seconds_per_image += (each - self.seconds_per_image) * (0.1 if self.seconds_per_image else 1.0)
 
-    def _reserve(self, images: int) -> None:
-        # The first request is always let in: without it nothing would be measured again.
+    def _reserve(self, images: int, held: int) -> None:
+        # Who is alone is let in: else a request too large for a slow device would be told to come again for ever.
         room = self._room()
-        if self.images and self.images + images > room:
+        if self.images > held and self.images + images > room:
             wait = max(1, math.ceil(self.images * self.seconds_per_image * _SHARE))
             raise ApiError(
                 429,
