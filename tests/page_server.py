@@ -45,6 +45,7 @@ def make_app(extractor: Extractor, outputs: list[str], key: str | None = None) -
             "fingerprint": extractor.fingerprint.to_dict(),
             "outputs": outputs,
             "image_size": [config.height, config.width],
+            "patch_grid": list(model.patch_embed.grid_size) if "patches" in outputs else None,
             "crop_pct": config.crop_pct,
             "crop_mode": config.crop_mode,
         }

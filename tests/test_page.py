@@ -338,6 +338,7 @@ def test_a_model_without_patches_and_classes_shows_its_vector_alone(
         browser.wait_for_result("chelsea.png")
         shown = [browser.element(name).is_displayed() for name in ("photo", "plot", "pca-figure", "classes-section")]
         assert shown == [True, True, False, False]
+        assert "--features embedding,patches" in browser.element("no-patches").text
         assert "outputs=embedding'" in browser.text("curl")
 
 

@@ -22,7 +22,8 @@ export async function getModel(key) {
 
 /** Address of a request for all that the model gives and the page shows. */
 export function featuresUrl(model) {
-  const outputs = SHOWN.filter((name) => model.outputs.includes(name));
+  const hidden = model.patch_grid ? [] : ["patches"]; // tokens that form no grid make no picture
+  const outputs = SHOWN.filter((name) => model.outputs.includes(name) && !hidden.includes(name));
   return new URL(`v1/features?outputs=${outputs.join(",")}`, document.baseURI).href;
 }
 

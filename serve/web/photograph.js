@@ -32,6 +32,7 @@ export class Photograph {
     this.#view = { item, crop, grid };
     this.#mark(null);
     $("pca-figure").hidden = !grid;
+    $("no-patches").hidden = Boolean(grid);
     for (const frame of [$("photo-frame"), $("pca-frame")]) {
       frame.style.setProperty("--width", item.width);
       frame.style.setProperty("--height", item.height);
