@@ -45,7 +45,8 @@ def add_setting(
     """
     key = all_keys()[path]
     if default is None:
-        default = key.default if isinstance(key.default, str) else f"{key.default!r}".lower()
+        default = (",".join(key.default) or "none") if key.many else str(key.default)
+        default = default.lower() if key.kind is bool else default
     kind: dict[str, Any]
     if key.kind is bool:
         kind = {"action": argparse.BooleanOptionalAction}

@@ -62,6 +62,12 @@ def test_the_help_of_a_command_explains_every_option(command: str, capsys: pytes
     assert [action.option_strings for action in options if not action.help] == []
 
 
+@pytest.mark.parametrize(("path", "shown"), [("source.exclude", "(default: none)"), ("job.min_actors", "(default: 1)")])
+def test_the_help_of_a_setting_ends_with_its_default(path: str, shown: str) -> None:
+    (action,) = (action for action in commands()["extract"]._actions if action.dest == path)
+    assert str(action.help).endswith(shown)
+
+
 def test_extract_without_options_is_the_default_configuration() -> None:
     assert load_settings(build_parser().parse_args(["extract", "SOURCE", "DEST"])) == Settings()
 
