@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pyarrow as pa
 
+from pipeline.columns import stack_rows
 from pipeline.commit import build_chunk, commit_chunk
 from pipeline.counting import CountingStore
 from pipeline.errors import RejectError
@@ -246,16 +247,16 @@ class _Work:
         done = future.result()
         self.forward_seconds += done.seconds
         self.forward_cpu_seconds += done.cpu_seconds
-        finite = np.logical_and.reduce([np.isfinite(values).all(axis=1) for values in done.features.values()])
+        rows = len(places)
+        finite = np.logical_and.reduce(
+            [np.isfinite(values).reshape(rows, -1).all(axis=1) for values in done.features.values()]
+        )
         for place, sound in zip(places, finite, strict=True):
             if not sound:
                 self.outcomes[place] = RejectError("forward", "NotFinite", "the model gives NaN or infinity for it")
         for name, values in done.features.items():
-            self.parts.setdefault(name, []).append(values[finite])
+            self.parts.setdefault(name, []).append(values if finite.all() else values[finite])
 
     def features(self, outputs: tuple[pa.Field, ...]) -> dict[str, np.ndarray[Any, Any]]:
-        """The features of all good images; empty arrays where there were none."""
-        return {
-            field.name: np.concatenate(self.parts[field.name]) if field.name in self.parts else np.empty(0, np.float32)
-            for field in outputs
-        }
+        """The features of all good images, empty where there were none; leaves the parts, which may be large, no more."""
+        return {field.name: stack_rows(self.parts.pop(field.name, []), field) for field in outputs}

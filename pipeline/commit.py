@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -72,7 +72,14 @@ def commit_chunk(dest: Store, shard: int, chunk: int, table: pa.Table) -> int:
 
 
 def encode(table: pa.Table) -> bytes:
-    """A table as the bytes of a Parquet file with one row group. Embeddings do not compress, so none is tried."""
+    """A table as the bytes of a Parquet file with one row group."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="none", use_dictionary=False, row_group_size=max(1, len(table)))
+    pq.write_table(table, buffer, row_group_size=max(1, len(table)), **parquet_options(table.schema))
     return buffer.getvalue()
+
+
+def parquet_options(layout: pa.Schema) -> dict[str, Any]:
+    """How feature files are written: features do not compress, nor does anybody search them by their range (to find
+    it takes half the time of a write)."""
+    searched = [field.name for field in layout if not pa.types.is_fixed_size_list(field.type)]
+    return {"compression": "none", "use_dictionary": False, "write_statistics": searched}

@@ -17,6 +17,8 @@ MIB = 1 << 20
 Preset = Literal["timm", "dinov2-224"]
 Implementation = Literal["fast", "reference"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Feature = Literal["embedding", "patches", "classes"]
+Dtype = Literal["float32", "float16"]
 
 FILE = {"path": True}
 NATURAL = {"minimum": 0}
@@ -31,17 +33,27 @@ class ModelConfig:
 
     Attributes:
         name: a timm model name, with its pretrained tag if it has one.
-        weights: ``pretrained`` (the hub), the path of a checkpoint file, or ``random:SEED``.
+        weights: ``pretrained`` (the hub), a checkpoint file (a path, or ``s3://``), or ``random:SEED``.
+        head: a file with a linear classifier for ``classes``, of a model that comes without one (a path, or ``s3://``).
+        image_size: side of the model's input in pixels; None is the preset's.
         preset: whose preprocessing: the model's own data config, or Meta's DINOv2 evaluation transform.
         implementation: ``reference`` is timm's transform verbatim, ``fast`` the same numbers sooner.
         precision: what the forward computes in; ``auto`` looks at the device.
+        features: what to keep of the one pass: ``embedding``, ``patches``, ``classes``.
+        normalize: scale each embedding to an L2 norm of 1.
+        dtype: what embeddings are stored in; patches are always float16.
     """
 
     name: str = DEFAULT_MODEL
     weights: str = field(default="pretrained", metadata=FILE)
+    head: str | None = field(default=None, metadata=FILE)
+    image_size: int | None = field(default=None, metadata=POSITIVE)
     preset: Preset = "timm"
     implementation: Implementation = "fast"
     precision: Precision = "auto"
+    features: tuple[Feature, ...] = ("embedding",)
+    normalize: bool = False
+    dtype: Dtype = "float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +116,7 @@ class JobConfig:
     Attributes:
         chunk_rows: images in a chunk, the unit of work, retry and loss; None is 1024 on a GPU and 64 on a CPU.
         chunk_bytes: encoded bytes in a chunk at most.
+        chunk_feature_bytes: feature bytes in a chunk at most; an actor has two chunks in hand, a few copies of each.
         shard_rows: images in a shard at most.
         shard_chunks: chunks in a shard at most, which are the row groups of its files.
         shard_bytes: feature bytes in a shard; wide rows make shards of fewer rows.
@@ -130,6 +143,7 @@ class JobConfig:
 
     chunk_rows: int | None = field(default=None, metadata=POSITIVE)
     chunk_bytes: int = field(default=64 * MIB, metadata=POSITIVE)
+    chunk_feature_bytes: int = field(default=64 * MIB, metadata=POSITIVE)
     shard_rows: int = field(default=65_536, metadata=POSITIVE)
     shard_chunks: int = field(default=1024, metadata=POSITIVE)
     shard_bytes: int = field(default=256 * MIB, metadata=POSITIVE)

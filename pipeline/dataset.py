@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline import schema
 from pipeline.config import ModelConfig
@@ -51,10 +51,14 @@ def load_info(dest: Store) -> DatasetInfo | None:
         if values["format"] != schema.FORMAT_VERSION:
             raise UsageError(f"{where} has format {values['format']}; this version reads {schema.FORMAT_VERSION}")
         return DatasetInfo(
-            Fingerprint.from_dict(values["fingerprint"]), ModelConfig(**values["model"]), tuple(values["kept"])
+            Fingerprint.from_dict(values["fingerprint"]), _model(values["model"]), tuple(values["kept"])
         )
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(f"{where} cannot be read by this version ({type(error).__name__}: {error})") from error
+
+
+def _model(values: dict[str, Any]) -> ModelConfig:
+    return ModelConfig(**{**values, "features": tuple(values["features"])})  # JSON knows lists alone
 
 
 def agree_on(dest: Store, fingerprint: Fingerprint, model: ModelConfig, kept: Iterable[pa.Field] = ()) -> None:

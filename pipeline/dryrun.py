@@ -12,7 +12,7 @@ from pipeline.dataset import describe_kept, kept_differences, load_info
 from pipeline.extractor import load_extractor
 from pipeline.manifest import load_manifest
 from pipeline.plan import Plan
-from pipeline.preflight import settle_precision, shard_rows
+from pipeline.preflight import make_cut, settle_precision
 from pipeline.source import kept_fields, list_rows, require_images, source_names
 from pipeline.storage import open_store
 
@@ -41,7 +41,9 @@ def dry_run(config: Config, say: Callable[[str], None]) -> bool:
     if manifest is None:
         require_images(config.sources, config.listing, config.storage)
     budget = make_budget(config.job, this_machine(), can_grow=False)
-    extractor = load_extractor(settle_precision(config.model, dest, budget), config.limits)
+    extractor = load_extractor(
+        settle_precision(config.model, dest, budget), config.limits, storage=config.storage
+    )
     fingerprint = extractor.fingerprint
     say(f"model        {fingerprint.model}, {fingerprint.precision}, weights {fingerprint.weights[:16]}")
     say(f"transform    {fingerprint.transform}, {fingerprint.implementation}")
@@ -71,10 +73,10 @@ def _describe_new(
     for _, rows in list_rows(config.sources, config.listing, config.storage, config.job.limit, say):
         images += len(rows)
         size += pc.sum(rows["size"]).as_py()
-    most = shard_rows(config.job.shard_rows, config.job.shard_bytes, extractor)
+    cut = make_cut(config.job, budget, extractor.outputs)
     say(f"source       {names}: {images:,} images, {size / 2**20:,.1f} MiB")
-    say(f"dest         {dest.root}: new; about {-(-images // budget.chunk_rows):,} chunk(s) of {budget.chunk_rows}")
-    say(f"             in {-(-images // most):,} shard(s) of up to {most:,} rows")
+    say(f"dest         {dest.root}: new; about {-(-images // cut.chunk_rows):,} chunk(s) of {cut.chunk_rows}")
+    say(f"             in {-(-images // cut.shard_rows):,} shard(s) of up to {cut.shard_rows:,} rows")
 
 
 def _obstacles(config: Config, dest: Store, manifest: Manifest | None, extractor: Extractor) -> Iterator[str]:

@@ -9,22 +9,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from pipeline import model as models
-from pipeline.errors import UsageError
+from pipeline.columns import to_column
+from pipeline.config import StorageConfig
 from pipeline.fingerprint import Fingerprint
+from pipeline.outputs import Outputs, check_outputs, plan_outputs
 from pipeline.precision import DTYPES, cast, resolve_precision
-from pipeline.preprocess import PRESET_SIZES, Prepared, PreprocessConfig, Preprocessor, resolve_preset
-from pipeline.schema import describe_output, embedding_field
+from pipeline.preprocess import Prepared, PreprocessConfig, Preprocessor, input_side, resolve_preset
+from pipeline.schema import describe_output
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import pyarrow as pa
     from numpy.typing import NDArray
 
     from pipeline.config import ImageLimits, ModelConfig
+
+_ANY_STORAGE = StorageConfig()
 
 
 class Extractor:
@@ -38,16 +42,18 @@ class Extractor:
         model: torch.nn.Module,
         preprocessor: Preprocessor,
         fingerprint: Fingerprint,
-        outputs: Sequence[pa.Field],
+        outputs: Outputs,
         device: torch.device,
     ) -> None:
         dtype = DTYPES[fingerprint.precision]
         self.preprocessor = preprocessor
         self.fingerprint = fingerprint
-        self.outputs = tuple(outputs)
+        self.outputs: tuple[pa.Field, ...] = outputs.fields
+        self.class_names = outputs.class_names
         self.device = device
         self._dtype = dtype
         self._model = cast(model.to(device), dtype).to(memory_format=torch.channels_last)
+        self._outputs = outputs.to(device)
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(preprocessor.config.mean, device=device).view(shape)
         self._std = torch.tensor(preprocessor.config.std, device=device).view(shape)
@@ -57,28 +63,27 @@ class Extractor:
         return self.preprocessor.prepare(data)
 
     @torch.inference_mode()
-    def forward(self, batch: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
-        """Features of ``n`` prepared images.
+    def forward(self, batch: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[Any]]:
+        """Features of ``n`` prepared images, in one pass of the model.
 
         Args:
             batch: n arrays (H, W, 3) uint8.
 
         Returns:
-            ``embedding``: (n, dim) float32, timm's ``forward_head(forward_features(x), pre_logits=True)``.
+            An array for each field of :attr:`outputs`, as asked for:
+            ``embedding``: (n, dim) float32 or float16, timm's ``forward_head(forward_features(x), pre_logits=True)``;
+            ``patches``: (n, patches, width) float16, ``forward_features(x)`` without its prefix tokens;
+            ``class_index``: (n, k) int32 and ``class_probability``: (n, k) float32 percent, likeliest first, k the
+            lesser of 5 and the number of classes.
         """
         stacked = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)  # channels last, without a copy
         pixels = stacked.to(self.device, non_blocking=True).to(torch.float32).div_(255)
         pixels = pixels.sub_(self._mean).div_(self._std).to(self._dtype)
-        features = self._model.forward_features(pixels)  # type: ignore[operator]
-        embedding = self._model.forward_head(features, pre_logits=True)  # type: ignore[operator]
-        return {"embedding": embedding.float().cpu().numpy()}
+        return {name: values.cpu().numpy() for name, values in self._outputs.compute(self._model, pixels).items()}
 
-    def finish(self, features: Mapping[str, NDArray[np.float32]]) -> dict[str, pa.Array]:
+    def finish(self, features: Mapping[str, NDArray[Any]]) -> dict[str, pa.Array]:
         """Arrow columns, one for each output: n values of the type in ``outputs``."""
-        return {
-            field.name: pa.FixedSizeListArray.from_arrays(pa.array(features[field.name].reshape(-1)), type=field.type)
-            for field in self.outputs
-        }
+        return {field.name: to_column(features[field.name], field.type) for field in self.outputs}
 
 
 def pick_device() -> torch.device:
@@ -86,24 +91,32 @@ def pick_device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def load_extractor(config: ModelConfig, limits: ImageLimits, device: torch.device | None = None) -> Extractor:
+def load_extractor(
+    config: ModelConfig,
+    limits: ImageLimits,
+    device: torch.device | None = None,
+    storage: StorageConfig = _ANY_STORAGE,
+) -> Extractor:
     """Builds the extractor a configuration asks for.
 
     Args:
         config: what to compute.
         limits: what one image may cost.
         device: None picks the first visible GPU, else the CPU.
+        storage: how to reach weights in a bucket.
 
     Raises:
-        UsageError: the model, weights or precision cannot be had.
+        UsageError: the model, weights, head, size, precision or outputs cannot be had.
+        HubError: the hub is out of reach.
     """
+    check_outputs(config)
     device = device or pick_device()
-    model = models.load_model(config.name, config.weights, PRESET_SIZES[config.preset])
+    side = input_side(config.preset, config.image_size)
+    own_head = "classes" in config.features and config.head is None
+    model = models.load_model(config.name, config.weights, side, classifier=own_head, storage=storage)
     precision = resolve_precision(config.precision, config.name, device.type)
-    data_config = models.data_config(model)
-    preprocess = resolve_preset(data_config, config.preset, config.implementation)
-    _check_input_size(model, config, preprocess)
-    outputs = (embedding_field(embedding_dim(model)),)
+    preprocess = resolve_preset(models.data_config(model), config.preset, config.implementation, side)
+    outputs = plan_outputs(model, config, (preprocess.height, preprocess.width), storage)
     fingerprint = Fingerprint(
         model=config.name,
         weights=models.weights_digest(model),
@@ -111,27 +124,11 @@ def load_extractor(config: ModelConfig, limits: ImageLimits, device: torch.devic
         transform=_describe(preprocess),
         implementation=config.implementation,
         precision=precision,
-        outputs=tuple(map(describe_output, outputs)),
+        outputs=tuple(map(describe_output, outputs.fields)),
+        head=outputs.head_digest,
+        normalize=config.normalize,
     )
     return Extractor(model, Preprocessor(preprocess, limits), fingerprint, outputs, device)
-
-
-def embedding_dim(model: torch.nn.Module) -> int:
-    """Width of the pooled, pre-logits output; timm's ``head_hidden_size`` where the head has a layer of its own."""
-    width: Any = getattr(model, "head_hidden_size", None) or model.num_features
-    return int(width)
-
-
-def _check_input_size(model: torch.nn.Module, config: ModelConfig, preprocess: PreprocessConfig) -> None:
-    """A model of fixed input size refuses another one here, before any work, not in the first batch."""
-    patch_embed = getattr(model, "patch_embed", None)
-    native = getattr(patch_embed, "img_size", None)
-    wanted = (preprocess.height, preprocess.width)
-    if getattr(patch_embed, "strict_img_size", False) and native is not None and tuple(native) != wanted:
-        raise UsageError(
-            f"preset {config.preset} makes {wanted[0]}×{wanted[1]} crops,"
-            f" but {config.name} takes {native[0]}×{native[1]}"
-        )
 
 
 def _describe(config: PreprocessConfig) -> str:

@@ -19,7 +19,9 @@ class Fingerprint:
         transform: the preset resolved for this model, as ``HxW crop_pct crop_mode interpolation mean std``.
         implementation: ``fast`` or ``reference``.
         precision: ``fp32``, ``bf16`` or ``fp16``.
-        outputs: name of each feature column with its Arrow type.
+        outputs: name of each feature column with its type.
+        head: of the classes: ``none``, ``own`` (the model's, part of ``weights``), or SHA-256 of a head file's weights.
+        normalize: whether embeddings have an L2 norm of 1.
     """
 
     model: str
@@ -29,6 +31,8 @@ class Fingerprint:
     implementation: str
     precision: str
     outputs: tuple[str, ...]
+    head: str = "none"
+    normalize: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

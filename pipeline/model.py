@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import timm
@@ -13,41 +11,57 @@ import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from timm.data import resolve_model_data_config
-from timm.models import load_state_dict
 
+from pipeline.checkpoint import SUFFIXES, local_checkpoint, read_checkpoint, summary
+from pipeline.config import StorageConfig
 from pipeline.errors import HubError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 
 _RANDOM = "random:"
-_CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
+_ANY_STORAGE = StorageConfig()
 
 
-def load_model(name: str, weights: str, image_size: int | None = None) -> torch.nn.Module:
-    """A timm model without classifier, on the CPU, in float32 and evaluation mode.
+def load_model(
+    name: str,
+    weights: str,
+    image_size: int | None = None,
+    *,
+    classifier: bool = False,
+    storage: StorageConfig = _ANY_STORAGE,
+) -> torch.nn.Module:
+    """A timm model on the CPU, in float32 and evaluation mode.
 
     Args:
         name: timm's name, with or without pretrained tag.
-        weights: ``pretrained``, a checkpoint file, or ``random:SEED`` (timm's own initialisation, seeded).
+        weights: ``pretrained``, a checkpoint file (a path, or ``s3://``), or ``random:SEED`` (timm's own
+            initialisation, seeded).
         image_size: side of the input in pixels where it is not the model's own; a model with position embeddings is
             built for it, and timm resamples those of the weights.
+        classifier: keep the model's own classifier; where it has none, ``num_classes`` of what comes back is 0.
+        storage: how to reach a bucket.
 
     Raises:
         UsageError: no such model, no such file, or a file that does not fit the model.
         HubError: the hub is out of reach.
     """
     check_name(name)
-    sizing = _sizing(name, image_size)
+    sizing: dict[str, Any] = _sizing(name, image_size)
     if weights.startswith(_RANDOM):
-        model = _random_model(name, weights, sizing)
+        model = _random_model(name, weights, sizing if classifier else {"num_classes": 0, **sizing})
     elif weights == "pretrained":
-        model = _pretrained_model(name, sizing)
-    elif "://" in weights:
-        raise UsageError(f"--weights {weights}: download it and give the file's path, on every node alike")
+        model = _pretrained_model(name, sizing if classifier else {"num_classes": 0, **sizing})
+    elif weights.endswith(SUFFIXES):
+        model = _checkpoint_model(name, weights, local_checkpoint(weights, "--weights", storage), sizing)
+        if not classifier and model.num_classes:
+            model.reset_classifier(0)  # type: ignore[operator]
     else:
-        model = _checkpoint_model(name, Path(weights), sizing)
+        raise UsageError(
+            f"--weights {weights}: give 'pretrained', 'random:SEED', or a file ending in {', '.join(SUFFIXES)}"
+        )
     model.eval().requires_grad_(requires_grad=False)
     return model
 
@@ -67,34 +81,44 @@ def check_name(name: str) -> None:
 
 
 def _sizing(name: str, image_size: int | None) -> dict[str, int]:
-    """The argument that builds a model for another input size; models without position embeddings need none."""
+    """The argument that builds a model for another input size; models without position embeddings need none.
+
+    Raises:
+        UsageError: the size is not a multiple of the model's patches.
+    """
     if image_size is None:
         return {}
     with torch.device("meta"):
         patch_embed = getattr(timm.create_model(name), "patch_embed", None)
+    patch: Any = getattr(patch_embed, "patch_size", None)
+    side = max(patch) if isinstance(patch, tuple) else patch
+    if isinstance(side, int) and image_size % side:
+        below = image_size // side * side
+        near = f"{below} and {below + side} are" if below else f"{side} is"
+        raise UsageError(f"{name} takes sizes that are multiples of its patches of {side} pixels: {near}, not {image_size}")
     return {"img_size": image_size} if hasattr(patch_embed, "img_size") else {}
 
 
-def _random_model(name: str, weights: str, sizing: dict[str, int]) -> torch.nn.Module:
+def _random_model(name: str, weights: str, options: dict[str, Any]) -> torch.nn.Module:
     seed = weights.removeprefix(_RANDOM)
     if not (seed.isascii() and seed.isdecimal() and int(seed) < 2**63):
         raise UsageError(f"--weights {weights}: the seed after {_RANDOM!r} must be a whole number, as in random:0")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seed))
-        return _create(name, pretrained=False, num_classes=0, **sizing)
+        return _create(name, pretrained=False, **options)
 
 
-def _pretrained_model(name: str, sizing: dict[str, int]) -> torch.nn.Module:
+def _pretrained_model(name: str, options: dict[str, Any]) -> torch.nn.Module:
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     if config is None or not config.has_weights:
         raise UsageError(f"timm has no pretrained weights for {name!r}; give --weights FILE or --weights random:SEED")
     try:
         _reach_hub(config)
-        return _create(name, pretrained=True, num_classes=0, **sizing)
+        return _create(name, pretrained=True, **options)
     except Exception as error:
         # Everything a hub client raises: connection, proxy, certificate, authentication, cache and offline errors.
         raise HubError(
-            f"the pretrained weights of {name} could not be fetched ({_summary(error, lines=1)}). Ways out: give the"
+            f"the pretrained weights of {name} could not be fetched ({summary(error, lines=1)}). Ways out: give the"
             " hub a route (HTTPS_PROXY), or a mirror (HF_ENDPOINT); fill its cache on a machine that has one (HF_HOME,"
             " then HF_HUB_OFFLINE=1); download the checkpoint and give --weights FILE; or, to try things out only,"
             " --weights random:0"
@@ -118,23 +142,16 @@ def _reach_hub(config: Any) -> None:
         return  # the hub is there; what it objects to, the download says better, or finds the other file
 
 
-def _checkpoint_model(name: str, path: Path, sizing: dict[str, int]) -> torch.nn.Module:
-    if path.suffix not in _CHECKPOINT_SUFFIXES:
-        raise UsageError(
-            f"--weights {path}: give 'pretrained', 'random:SEED', or a file ending in {', '.join(_CHECKPOINT_SUFFIXES)}"
-        )
-    if not path.is_file():
-        raise UsageError(f"--weights {path}: there is no such file on this machine")
-    try:
-        shapes = {key: tuple(value.shape) for key, value in load_state_dict(str(path)).items()}
-    except Exception as error:
-        # Readers of wild files raise all sorts; code in a pickle is refused, not run (weights_only).
-        raise UsageError(f"--weights {path} holds no weights that can be read: {_summary(error, lines=2)}") from error
+def _checkpoint_model(name: str, location: str, path: Path, sizing: dict[str, int]) -> torch.nn.Module:
+    """The model with the classifier of the checkpoint, whatever its size; ``num_classes`` is 0 where it has none."""
+    with torch.device("meta"):
+        known = timm.create_model(name).state_dict().keys()
+    state = read_checkpoint(path, "--weights", known)
     failure: Exception | None = None
-    for classes in _class_counts(name, shapes):
+    for classes in _class_counts(name, {key: tuple(value.shape) for key, value in state.items()}):
         # timm loads strictly only where the classifier fits; else it would leave whatever is missing random.
         overlay = {
-            "file": str(path),
+            "state_dict": dict(state),  # timm's filters change it
             "hf_hub_id": None,
             "url": "",
             "num_classes": classes,
@@ -146,10 +163,10 @@ def _checkpoint_model(name: str, path: Path, sizing: dict[str, int]) -> torch.nn
         except Exception as error:  # load_state_dict's RuntimeError, or what timm's filters trip over
             failure = failure or error
         else:
-            model.reset_classifier(0)  # type: ignore[operator]
+            model.pretrained_cfg.pop("state_dict", None)  # type: ignore[operator, union-attr]
             return model
     assert failure is not None
-    raise UsageError(f"--weights {path} does not fit {name}: {_summary(failure, lines=8)}") from failure
+    raise UsageError(f"--weights {location} does not fit {name}: {summary(failure, lines=8)}") from failure
 
 
 def _class_counts(name: str, shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
@@ -182,8 +199,3 @@ def weights_digest(model: torch.nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _summary(error: BaseException, lines: int) -> str:
-    text = [textwrap.shorten(line, 240, placeholder=" …") for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(text[:lines])}" if text else type(error).__name__

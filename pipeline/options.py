@@ -69,12 +69,25 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add_setting(
         group,
         "model.weights",
-        "'pretrained' (the hub), a checkpoint file, or 'random:SEED' for trials",
+        "'pretrained' (the hub), a checkpoint (a file or s3://), or 'random:SEED' for trials",
         metavar="W",
     )
+    add_setting(
+        group,
+        "model.features",
+        "what to keep: embedding, patches (of forward_features), classes (top 5)",
+        metavar="LIST",
+        default="embedding",
+    )
+    add_setting(
+        group, "model.head", "a linear classifier for classes (a file or s3://)", metavar="FILE", default="the model's own"
+    )
     add_setting(group, "model.preset", "preprocessing; 'timm' is the model's own")
+    add_setting(group, "model.image_size", "side of the model's input in pixels", default="the preset's")
     add_setting(group, "model.implementation", "'reference' is timm's transform verbatim")
     add_setting(group, "model.precision", "of the forward; 'auto' looks at the device")
+    add_setting(group, "model.normalize", "scale embeddings to an L2 norm of 1")
+    add_setting(group, "model.dtype", "that embeddings are stored in")
 
 
 def _parser(key: Key) -> Callable[[str], Any]:

@@ -11,17 +11,18 @@ from pipeline.errors import InterruptedJobError, UsageError
 from pipeline.generation import Listing, write_generation
 from pipeline.manifest import Manifest, load_manifest
 from pipeline.precision import check_precision, resolve_precision
+from pipeline.schema import row_bytes
 from pipeline.source import list_rows, source_names
 
 if TYPE_CHECKING:
     import threading
     from collections import Counter
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import pyarrow as pa
 
     from pipeline.budget import Budget
-    from pipeline.config import Config, ModelConfig
+    from pipeline.config import Config, JobConfig, ModelConfig
     from pipeline.extractor import Extractor
     from pipeline.storage import Store
 
@@ -66,9 +67,7 @@ def ensure_manifest(
         return manifest
     say(f"listing {', '.join(names)}")
     job = config.job
-    cut = Cut(
-        budget.chunk_rows, job.chunk_bytes, shard_rows(job.shard_rows, job.shard_bytes, extractor), job.shard_chunks
-    )
+    cut = make_cut(job, budget, extractor.outputs)
     manifest = write_generation(
         dest,
         None,
@@ -88,7 +87,8 @@ def _until(stop: threading.Event, rows: Iterator[tuple[str, pa.RecordBatch]]) ->
         yield item
 
 
-def shard_rows(rows: int, size: int, extractor: Extractor) -> int:
-    """Rows of a shard so that its features stay within ``size`` bytes."""
-    width: int = sum(field.type.list_size * field.type.value_type.bit_width // 8 for field in extractor.outputs)
-    return max(1, min(rows, size // width))
+def make_cut(job: JobConfig, budget: Budget, outputs: Sequence[pa.Field]) -> Cut:
+    """The sizes of chunks and shards; wide rows make both of fewer rows, so that their features stay within bounds."""
+    width = row_bytes(outputs)
+    chunk_rows = max(1, min(budget.chunk_rows, job.chunk_feature_bytes // width))
+    return Cut(chunk_rows, job.chunk_bytes, max(1, min(job.shard_rows, job.shard_bytes // width)), job.shard_chunks)

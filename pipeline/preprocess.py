@@ -64,7 +64,21 @@ class PreprocessConfig:
     implementation: Implementation
 
 
-def resolve_preset(data_config: Mapping[str, Any], preset: Preset, implementation: Implementation) -> PreprocessConfig:
+def input_side(preset: Preset, image_size: int | None) -> int | None:
+    """Side of the model's input in pixels; None is the model's own.
+
+    Raises:
+        UsageError: the preset fixes it already.
+    """
+    fixed = PRESET_SIZES[preset]
+    if image_size is not None and fixed is not None and image_size != fixed:
+        raise UsageError(f"--preset {preset} makes {fixed}×{fixed} crops; --image-size {image_size} goes with timm's alone")
+    return image_size or fixed
+
+
+def resolve_preset(
+    data_config: Mapping[str, Any], preset: Preset, implementation: Implementation, image_size: int | None = None
+) -> PreprocessConfig:
     """What a preset means for a model.
 
     Args:
@@ -72,6 +86,7 @@ def resolve_preset(data_config: Mapping[str, Any], preset: Preset, implementatio
         preset: ``timm``: the data config as it is; ``dinov2-224``: resize the shorter side to 256, crop 224, bicubic
             (``make_classification_eval_transform`` of Meta's DINOv2).
         implementation: ``fast`` or ``reference``.
+        image_size: side of the crop in pixels where it is not the preset's; crop_pct stays.
 
     Raises:
         UsageError: the model does not take three channels.
@@ -81,6 +96,8 @@ def resolve_preset(data_config: Mapping[str, Any], preset: Preset, implementatio
         raise UsageError(f"the model takes {channels} channels; raysight feeds it RGB")
     crop_pct, crop_mode = float(data_config["crop_pct"]), str(data_config["crop_mode"])
     interpolation = str(data_config["interpolation"])
+    if image_size is not None:
+        height = width = image_size
     side = PRESET_SIZES[preset]
     if side is not None:
         height, width, crop_pct, crop_mode, interpolation = side, side, 224 / 256, "center", "bicubic"

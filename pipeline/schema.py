@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -66,14 +67,46 @@ def manifest_schema(kept: Iterable[pa.Field] = ()) -> pa.Schema:
     return pa.schema([*MANIFEST_SCHEMA, *kept])
 
 
-def embedding_field(dim: int) -> pa.Field:
-    """The column of an embedding of ``dim`` float32 values; a plain Arrow type that every reader knows."""
-    return pa.field("embedding", pa.list_(pa.float32(), dim))
+def embedding_field(dim: int, dtype: str = "float32") -> pa.Field:
+    """The column of an embedding of ``dim`` float32 or float16 values; a plain Arrow type that every reader knows."""
+    return pa.field("embedding", pa.list_(_DTYPES[dtype], dim))
+
+
+def patches_field(count: int, dim: int) -> pa.Field:
+    """The column of ``count`` patch tokens of ``dim`` float16 values; nested, so that readers see a matrix."""
+    return pa.field("patches", pa.list_(pa.list_(pa.float16(), dim), count))
+
+
+def class_fields(count: int) -> tuple[pa.Field, pa.Field]:
+    """The columns of the ``count`` likeliest classes, likeliest first: their int32 indices, and float32 percentages."""
+    return (
+        pa.field("class_index", pa.list_(pa.int32(), count)),
+        pa.field("class_probability", pa.list_(pa.float32(), count)),
+    )
+
+
+_DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
 
 
 def describe_output(field: pa.Field) -> str:
     """A feature column in words, such as ``embedding: float32[384]``; readers may rename the inner field."""
-    return f"{field.name}: {np.dtype(field.type.value_type.to_pandas_dtype())}[{field.type.list_size}]"
+    shape, dtype = value_shape(field.type)
+    return f"{field.name}: {np.dtype(dtype.to_pandas_dtype())}[{', '.join(map(str, shape))}]"
+
+
+def value_shape(kind: pa.DataType) -> tuple[tuple[int, ...], pa.DataType]:
+    """The shape of one value of a (nested) fixed-size list, and the type of its numbers."""
+    shape: list[int] = []
+    while pa.types.is_fixed_size_list(kind):
+        shape.append(kind.list_size)
+        kind = kind.value_type
+    return tuple(shape), kind
+
+
+def row_bytes(outputs: Iterable[pa.Field]) -> int:
+    """Bytes of the features of one image."""
+    shapes = [value_shape(field.type) for field in outputs]
+    return sum(math.prod(shape) * dtype.bit_width // 8 for shape, dtype in shapes)
 
 
 def chunk_schema(outputs: Iterable[pa.Field], kept: Iterable[pa.Field] = ()) -> pa.Schema:

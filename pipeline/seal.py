@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import schema
-from pipeline.commit import encode
+from pipeline.commit import encode, parquet_options
 from pipeline.errors import NotFoundError, RaysightError
 from pipeline.footer import read_footers
 
@@ -81,7 +81,7 @@ def _write_features(dest: Store, shard: int, chunks: Sequence[int], fingerprint:
             good = pc.is_null(table["stage"])
             features = table.filter(good).drop_columns([field.name for field in schema.REJECT_FIELDS])
             if writer is None:
-                writer = pq.ParquetWriter(path, features.schema, compression="none", use_dictionary=False)
+                writer = pq.ParquetWriter(path, features.schema, **parquet_options(features.schema))
                 stack.enter_context(writer)
             if len(features):
                 writer.write_table(features, row_group_size=len(features))
