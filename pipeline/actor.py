@@ -258,5 +258,5 @@ class _Work:
             self.parts.setdefault(name, []).append(values if finite.all() else values[finite])
 
     def features(self, outputs: tuple[pa.Field, ...]) -> dict[str, np.ndarray[Any, Any]]:
-        """The features of all good images, empty where there were none; leaves the parts, which may be large, no more."""
+        """The features of all good images, empty where there were none; lets go of the parts, which may be large."""
         return {field.name: stack_rows(self.parts.pop(field.name, []), field) for field in outputs}

@@ -137,7 +137,7 @@ def run_extract(options: argparse.Namespace) -> int:
 
 def run_embed(options: argparse.Namespace) -> int:
     """``raysight embed``. Exits 1 when an image was rejected."""
-    from pipeline.embed import embed, render
+    from pipeline.embed import check_format, embed, render
     from pipeline.extractor import load_extractor, pick_device
     from pipeline.precision import check_precision
 
@@ -146,9 +146,10 @@ def run_embed(options: argparse.Namespace) -> int:
     if options.output is not None and not options.output.absolute().parent.is_dir():
         raise UsageError(f"--output {options.output}: there is no folder {options.output.absolute().parent}")
     settings = load_settings(options)
+    check_format(options.format, settings.model.features)
     model, device = settings.model, pick_device()
     check_precision(model.precision, device.type)
-    extractor = load_extractor(model, settings.limits, device)
+    extractor = load_extractor(model, settings.limits, device, settings.storage)
     table = embed(extractor, options.images, settings.limits, settings.storage)
     data = render(table, extractor, options.format)
     if options.output is None:

@@ -41,9 +41,7 @@ def dry_run(config: Config, say: Callable[[str], None]) -> bool:
     if manifest is None:
         require_images(config.sources, config.listing, config.storage)
     budget = make_budget(config.job, this_machine(), can_grow=False)
-    extractor = load_extractor(
-        settle_precision(config.model, dest, budget), config.limits, storage=config.storage
-    )
+    extractor = load_extractor(settle_precision(config.model, dest, budget), config.limits, storage=config.storage)
     fingerprint = extractor.fingerprint
     say(f"model        {fingerprint.model}, {fingerprint.precision}, weights {fingerprint.weights[:16]}")
     say(f"transform    {fingerprint.transform}, {fingerprint.implementation}")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.columns import stack_rows, to_numpy
 from pipeline.commit import build_chunk, encode
 from pipeline.errors import RejectError, UsageError
 from pipeline.schema import FORMAT_VERSION, with_metadata
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 def embed(extractor: Extractor, uris: Sequence[str], limits: ImageLimits, storage: StorageConfig) -> pa.Table:
     """A table with the columns of a committed chunk, one row for each image, rejects among them."""
     outcomes: list[tuple[int, int] | RejectError] = []
-    parts: dict[str, list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]] = {}
+    parts: dict[str, list[np.ndarray[Any, Any]]] = {}
     etags, names = [], []
     for uri in uris:
         name, fetched = _fetch(uri, limits, storage)
@@ -42,10 +43,9 @@ def embed(extractor: Extractor, uris: Sequence[str], limits: ImageLimits, storag
         outcomes.append((prepared.width, prepared.height))
         for column, values in extractor.forward([prepared.pixels]).items():
             parts.setdefault(column, []).append(values)
-    stacked = {
-        field.name: np.concatenate(parts.get(field.name, [np.empty((0, 1), np.float32)])) for field in extractor.outputs
-    }
-    columns = extractor.finish(stacked)
+    columns = extractor.finish(
+        {field.name: stack_rows(parts.get(field.name, []), field) for field in extractor.outputs}
+    )
     return build_chunk(names, etags, outcomes, columns, extractor.outputs)
 
 
@@ -59,15 +59,24 @@ def _fetch(uri: str, limits: ImageLimits, storage: StorageConfig) -> tuple[str, 
     return store.uri(name), store.fetch_many([name], limits.max_bytes)[0]
 
 
+def check_format(form: str, features: Sequence[str]) -> None:
+    """Raises UsageError when the features do not fit the format."""
+    if form == "npy" and tuple(features) not in (("embedding",), ("patches",)):
+        raise UsageError(
+            f"--format npy is one array, and cannot hold {', '.join(features)}; ask for --features embedding or patches"
+            " alone, or for --format parquet"
+        )
+
+
 def render(table: pa.Table, extractor: Extractor, form: str) -> bytes:
-    """The table as ``json`` (with the rejects), ``npy`` (n, dim) float32, or ``parquet``.
+    """The table as ``json`` (rejects and names of classes with it), ``parquet``, or ``npy`` (the one output alone).
 
     Raises:
-        UsageError: a matrix cannot hold the images that were rejected.
+        UsageError: an array cannot hold the images that were rejected.
     """
     if form == "json":
-        rows = [{name: value for name, value in row.items() if value is not None} for row in table.to_pylist()]
-        return json.dumps({"fingerprint": extractor.fingerprint.digest, "images": rows}, indent=1).encode() + b"\n"
+        answer = {"fingerprint": extractor.fingerprint.digest, "images": _rows(table, extractor)}
+        return json.dumps(answer, indent=1).encode() + b"\n"
     if form == "parquet":
         values = {"format": FORMAT_VERSION, "fingerprint": extractor.fingerprint.to_dict()}
         return encode(table.cast(with_metadata(table.schema, values)))
@@ -75,8 +84,22 @@ def render(table: pa.Table, extractor: Extractor, form: str) -> bytes:
         f"{row['uri']}: {row['message']}" for row in table.select(["uri", "message"]).to_pylist() if row["message"]
     ]
     if rejected:
-        raise UsageError("no row in the matrix for " + "; ".join(rejected))
+        raise UsageError("no row in the array for " + "; ".join(rejected))
     buffer = io.BytesIO()
-    width = extractor.outputs[0].type.list_size
-    np.save(buffer, table["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, width))
+    np.save(buffer, to_numpy(table[extractor.outputs[0].name]))
     return buffer.getvalue()
+
+
+def _rows(table: pa.Table, extractor: Extractor) -> list[dict[str, Any]]:
+    names = [field.name for field in extractor.outputs]
+    rows = [
+        {name: value for name, value in row.items() if value is not None}
+        for row in table.drop_columns(names).to_pylist()
+    ]
+    good = [row for row in rows if "error" not in row]
+    columns = {name: to_numpy(table[name].drop_null()) for name in names}
+    for place, row in enumerate(good):
+        row.update({name: values[place].tolist() for name, values in columns.items()})
+        if extractor.class_names is not None:
+            row["class_name"] = [extractor.class_names[index] for index in row["class_index"]]
+    return rows

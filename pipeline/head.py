@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +12,7 @@ from pipeline.checkpoint import read_checkpoint
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from pathlib import Path
 
     from pipeline.layout import Layout
 
@@ -69,7 +68,9 @@ def load_head(path: Path, name: str, layout: Layout) -> LinearHead:
     biases = [key for key in state if key not in weights]
     if len(weights) != 1 or biases not in ([], [weights[0].removesuffix("weight") + "bias"]):
         keys = ", ".join(f"{key} {tuple(value.shape)}" for key, value in list(state.items())[:8])
-        raise UsageError(f"--head {path} is not linear: it should hold a weight (classes, width) and a bias, not {keys}")
+        raise UsageError(
+            f"--head {path} is not linear: it should hold a weight (classes, width) and a bias, not {keys}"
+        )
     weight = state[weights[0]].float()
     bias = state[biases[0]].float() if biases else torch.zeros(len(weight))
     if bias.shape != weight.shape[:1]:
@@ -93,8 +94,3 @@ def class_names(count: int) -> tuple[str, ...] | None:
         return None
     info = ImageNetInfo(subset)
     return tuple(info.index_to_description(index) for index in range(count))
-
-
-def name_classes(indices: Sequence[int], names: tuple[str, ...] | None) -> list[str]:
-    """The names of some classes; empty where there are none."""
-    return [names[index] for index in indices] if names else []

@@ -104,7 +104,9 @@ def run_job(
         for note in budget.notes:
             say(f"note: {note}")
         model = settle_precision(config.model, dest, budget)
-        make = functools.partial(factory or functools.partial(load_extractor, limits=config.limits, storage=config.storage), model)
+        make = functools.partial(
+            factory or functools.partial(load_extractor, limits=config.limits, storage=config.storage), model
+        )
         extractor = make()
         stack.enter_context(Lease(dest, config.job.lease_ttl_s, say, on_lost=stop.set))
         agree_on(dest, extractor.fingerprint, model, kept_fields(config.sources, config.listing, config.storage))

@@ -95,7 +95,9 @@ def _sizing(name: str, image_size: int | None) -> dict[str, int]:
     if isinstance(side, int) and image_size % side:
         below = image_size // side * side
         near = f"{below} and {below + side} are" if below else f"{side} is"
-        raise UsageError(f"{name} takes sizes that are multiples of its patches of {side} pixels: {near}, not {image_size}")
+        raise UsageError(
+            f"{name} takes sizes that are multiples of its patches of {side} pixels: {near}, not {image_size}"
+        )
     return {"img_size": image_size} if hasattr(patch_embed, "img_size") else {}
 
 

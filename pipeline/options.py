@@ -80,7 +80,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default="embedding",
     )
     add_setting(
-        group, "model.head", "a linear classifier for classes (a file or s3://)", metavar="FILE", default="the model's own"
+        group,
+        "model.head",
+        "a linear classifier for classes (a file or s3://)",
+        metavar="FILE",
+        default="the model's own",
     )
     add_setting(group, "model.preset", "preprocessing; 'timm' is the model's own")
     add_setting(group, "model.image_size", "side of the model's input in pixels", default="the preset's")

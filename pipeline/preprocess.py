@@ -72,7 +72,9 @@ def input_side(preset: Preset, image_size: int | None) -> int | None:
     """
     fixed = PRESET_SIZES[preset]
     if image_size is not None and fixed is not None and image_size != fixed:
-        raise UsageError(f"--preset {preset} makes {fixed}×{fixed} crops; --image-size {image_size} goes with timm's alone")
+        raise UsageError(
+            f"--preset {preset} makes {fixed}×{fixed} crops; --image-size {image_size} goes with timm's alone"
+        )
     return image_size or fixed
 
 

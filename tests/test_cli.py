@@ -140,7 +140,7 @@ def test_a_source_without_images_is_refused_and_nothing_is_written(
         (["--model", "test_vit", "--weights", "random:seed"], "must be a whole number"),
         (["--model", "test_vit", "--weights", "nowhere.safetensors"], "there is no such file"),
         (["--model", "test_vit", "--weights", "weights.onnx"], "a file ending in"),
-        (["--model", "test_vit", "--weights", "s3://bucket/w.pth"], "give the file's path"),
+        (["--model", "test_vit", "--weights", "s3:///w.pth"], "the bucket is missing"),
     ],
 )
 def test_a_model_or_weights_that_do_not_exist_exit_2(
