@@ -34,6 +34,11 @@ _ANY_STORAGE = StorageConfig()
 class Extractor:
     """One model with its preprocessing on one device.
 
+    Attributes:
+        outputs: the feature columns, in their order.
+        class_names: the name of each class, where there are classes and timm knows them; None otherwise.
+        patch_grid: rows and columns of an image's patch tokens, where there are patches and they form a grid.
+
     ``prepare`` may be called from many threads at once, and ``forward`` too; on a GPU that gains nothing.
     """
 
@@ -50,6 +55,7 @@ class Extractor:
         self.fingerprint = fingerprint
         self.outputs: tuple[pa.Field, ...] = outputs.fields
         self.class_names = outputs.class_names
+        self.patch_grid = outputs.patch_grid
         self.device = device
         self._dtype = dtype
         self._model = cast(model.to(device), dtype).to(memory_format=torch.channels_last)
@@ -117,17 +123,18 @@ def load_extractor(
     precision = resolve_precision(config.precision, config.name, device.type)
     preprocess = resolve_preset(models.data_config(model), config.preset, config.implementation, side)
     outputs = plan_outputs(model, config, (preprocess.height, preprocess.width), storage)
+    weights, classifier = models.digests(model)
     fingerprint = Fingerprint(
         model=config.name,
-        weights=models.weights_digest(model),
+        weights=weights,
         preset=config.preset,
         transform=_describe(preprocess),
         implementation=config.implementation,
         precision=precision,
         outputs=tuple(map(describe_output, outputs.fields)),
-        head=outputs.head_digest,
+        head=classifier if outputs.head is None else outputs.head.digest,
         normalize=config.normalize,
-    )
+    ).restricted(tuple(map(describe_output, outputs.fields)))
     return Extractor(model, Preprocessor(preprocess, limits), fingerprint, outputs, device)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -14,13 +14,13 @@ class Fingerprint:
 
     Attributes:
         model: timm's name.
-        weights: SHA-256 of the weights.
+        weights: SHA-256 of the weights, the classifier's apart.
         preset: name of the preprocessing preset.
         transform: the preset resolved for this model, as ``HxW crop_pct crop_mode interpolation mean std``.
         implementation: ``fast`` or ``reference``.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         outputs: name of each feature column with its type.
-        head: of the classes: ``none``, ``own`` (the model's, part of ``weights``), or SHA-256 of a head file's weights.
+        head: SHA-256 of the weights of the classifier, the model's own or that of a file; empty without classes.
         normalize: whether embeddings have an L2 norm of 1.
     """
 
@@ -31,7 +31,7 @@ class Fingerprint:
     implementation: str
     precision: str
     outputs: tuple[str, ...]
-    head: str = "none"
+    head: str = ""
     normalize: bool = False
 
     def to_dict(self) -> dict[str, Any]:
@@ -42,6 +42,16 @@ class Fingerprint:
     def from_dict(cls, values: dict[str, Any]) -> Fingerprint:
         """The inverse of :meth:`to_dict`. Raises TypeError or KeyError for other shapes."""
         return cls(**{**values, "outputs": tuple(values["outputs"])})
+
+    def restricted(self, outputs: tuple[str, ...]) -> Fingerprint:
+        """That of some of the outputs: the same whatever else was computed beside them."""
+        names = {output.partition(":")[0] for output in outputs}
+        return replace(
+            self,
+            outputs=outputs,
+            head=self.head if "class_index" in names else "",
+            normalize=self.normalize and "embedding" in names,
+        )
 
     @property
     def digest(self) -> str:

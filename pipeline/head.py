@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +9,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from pipeline.checkpoint import read_checkpoint
 from pipeline.errors import UsageError
+from pipeline.model import digest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,10 +35,8 @@ class LinearHead(torch.nn.Module):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of shape, weight and bias (hex)."""
-        weight, bias = self.linear.weight.detach(), self.linear.bias.detach()
-        content = [f"{tuple(weight.shape)}\n".encode(), weight.cpu().numpy().tobytes(), bias.cpu().numpy().tobytes()]
-        return hashlib.sha256(b"".join(content)).hexdigest()
+        """SHA-256 of weight and bias (hex)."""
+        return digest(self.linear.state_dict())
 
     def forward(self, features: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         """(n, C) logits of the (n, …) unpooled features and the (n, dim) embeddings."""

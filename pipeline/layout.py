@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ class Layout:
         prefix: how many of the tokens stand before the patches (class token, registers).
         class_token: whether the first of them is a class token.
         channels_last: whether a map is (H, W, width).
+        token_grid: rows and columns of patches where the features are tokens; None where that is not known.
     """
 
     embedding: int
@@ -29,6 +31,17 @@ class Layout:
     prefix: int
     class_token: bool
     channels_last: bool
+    token_grid: tuple[int, int] | None
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of the patches, which stand row by row; None where that is not known."""
+        match self.features:
+            case (height, width, _) if self.channels_last:
+                return height, width
+            case (_, height, width):
+                return height, width
+        return self.token_grid
 
     @property
     def patches(self) -> tuple[int, int]:
@@ -76,14 +89,24 @@ def find_layout(model: torch.nn.Module, name: str, height: int, width: int) -> L
     if not isinstance(embedding, torch.Tensor) or embedding.ndim != 2:
         shape = tuple(embedding.shape) if isinstance(embedding, torch.Tensor) else type(embedding).__name__
         raise UsageError(f"{name} has no embedding: forward_head gives {shape}, not one vector an image")
+    prefix = int(getattr(model, "num_prefix_tokens", 0))
     single = isinstance(features, torch.Tensor) and features.ndim in (3, 4)
     return Layout(
         embedding=int(embedding.shape[1]),
         features=tuple(map(int, features.shape[1:])) if single else (),
-        prefix=int(getattr(model, "num_prefix_tokens", 0)),
+        prefix=prefix,
         class_token=getattr(model, "cls_token", None) is not None,
         channels_last=str(getattr(model, "output_fmt", "")).endswith("NHWC"),
+        token_grid=_token_grid(model, int(features.shape[1]) - prefix) if single and features.ndim == 3 else None,
     )
+
+
+def _token_grid(model: torch.nn.Module, patches: int) -> tuple[int, int] | None:
+    grid: Any = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    if isinstance(grid, tuple) and math.prod(grid) == patches:
+        return int(grid[0]), int(grid[1])
+    side = math.isqrt(max(patches, 0))
+    return (side, side) if side and side * side == patches else None
 
 
 def check_patches(model: torch.nn.Module, name: str, layout: Layout) -> None:

@@ -51,17 +51,17 @@ def load_model(
     check_name(name)
     sizing: dict[str, Any] = _sizing(name, image_size)
     if weights.startswith(_RANDOM):
-        model = _random_model(name, weights, sizing if classifier else {"num_classes": 0, **sizing})
+        model = _random_model(name, weights, sizing)
     elif weights == "pretrained":
         model = _pretrained_model(name, sizing if classifier else {"num_classes": 0, **sizing})
     elif weights.endswith(SUFFIXES):
         model = _checkpoint_model(name, weights, local_checkpoint(weights, "--weights", storage), sizing)
-        if not classifier and model.num_classes:
-            model.reset_classifier(0)  # type: ignore[operator]
     else:
         raise UsageError(
             f"--weights {weights}: give 'pretrained', 'random:SEED', or a file ending in {', '.join(SUFFIXES)}"
         )
+    if not classifier and model.num_classes:
+        model.reset_classifier(0)  # type: ignore[operator]
     model.eval().requires_grad_(requires_grad=False)
     return model
 
@@ -174,9 +174,7 @@ def _checkpoint_model(name: str, location: str, path: Path, sizing: dict[str, in
 def _class_counts(name: str, shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
     """How many classes the checkpoint's classifier may have, the likeliest first; 0 is none."""
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    classifiers = config.classifier if config is not None else None
-    first = classifiers[0] if isinstance(classifiers, tuple | list) else classifiers
-    shape = shapes.get(f"{first}.weight")
+    shape = next((shapes[f"{first}.weight"] for first in _classifiers(config)[:1] if f"{first}.weight" in shapes), None)
     if shape:
         return [shape[0]]
     # A checkpoint from elsewhere may have it under a name that only timm's filter of the model knows.
@@ -194,10 +192,29 @@ def data_config(model: torch.nn.Module) -> Mapping[str, Any]:
     return config
 
 
+def digests(model: torch.nn.Module) -> tuple[str, str]:
+    """SHA-256 (hex) of the weights without the classifier, and of the classifier; whatever file they came from."""
+    names = tuple(f"{name}." for name in _classifiers(model.pretrained_cfg))
+    state = model.state_dict()
+    classifier = {key: value for key, value in state.items() if key.startswith(names)}
+    return digest({key: value for key, value in state.items() if key not in classifier}), digest(classifier)
+
+
+def digest(state: Mapping[str, Any]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of tensors (hex)."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
 def weights_digest(model: torch.nn.Module) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of the state dict (hex), whatever file it came from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    """The first of :func:`digests`."""
+    return digests(model)[0]
+
+
+def _classifiers(config: Any) -> tuple[str, ...]:
+    """Names of the classifiers in a model, as timm has them."""
+    names = config.get("classifier") if isinstance(config, dict) else getattr(config, "classifier", None)
+    return (names,) if isinstance(names, str) else tuple(names or ())

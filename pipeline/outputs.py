@@ -43,16 +43,14 @@ class Outputs:
     normalize: bool
 
     @property
-    def head_digest(self) -> str:
-        """Of the fingerprint."""
-        if self.head is not None:
-            return self.head.digest
-        return "own" if self.classes else "none"
-
-    @property
     def class_names(self) -> tuple[str, ...] | None:
         """The name of each class, where timm knows them; None otherwise."""
         return class_names(self.classes) if self.classes else None
+
+    @property
+    def patch_grid(self) -> tuple[int, int] | None:
+        """Rows and columns of the patch tokens; None without any, or where they form no grid."""
+        return self.layout.grid if any(field.name == "patches" for field in self.fields) else None
 
     def to(self, device: torch.device) -> Self:
         """The same, on a device."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.columns import to_numpy
 from pipeline.commit import build_chunk
 from pipeline.errors import RejectError
 from pipeline.schema import FORMAT_VERSION, with_metadata
@@ -116,11 +117,8 @@ class Answer:
         return {"object": "list", "model": self.engine.model, "fingerprint": self.fingerprint}
 
     def _values(self, name: str) -> NDArray[Any]:
-        """(n, width) of the good images."""
-        column = self.engine.columns(self.outcomes, [name])[name]
-        width = column.type.list_size
-        values: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
-        return values
+        """(n, …) of the good images."""
+        return to_numpy(self.engine.columns(self.outcomes, [name])[name])
 
     def _refusal(self, reject: RejectError) -> ApiError:
         return reject_error(reject, self.engine.image_limits)

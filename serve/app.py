@@ -48,7 +48,7 @@ def build(args: Mapping[str, Any]) -> Application:
         raise UsageError("serve.app:build needs serve.api_keys: a file with the SHA-256 of an API key a line")
     load_keys(config.api_keys)
     return application(
-        functools.partial(load_extractor, settings.model, settings.limits),
+        functools.partial(load_extractor, settings.model, settings.limits, storage=settings.storage),
         settings.limits,
         config,
         cpus=config.cpus_per_replica or 1.0,

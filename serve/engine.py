@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 
 from pipeline.decode import image_size
 from pipeline.errors import RejectError
-from pipeline.schema import describe_output
+from pipeline.schema import describe_output, value_shape
 from pipeline.streams import ForwardStreams
 from serve.batcher import Batcher
 from serve.errors import ApiError, Limit
@@ -89,17 +89,19 @@ class Engine:
     @property
     def patch_grid(self) -> tuple[int, int] | None:
         """Rows and columns of the patch tokens; None where they are not served."""
-        return None
+        return self.extractor.patch_grid
 
     @property
     def patch_shape(self) -> tuple[int, int, int]:
         """(rows, columns, width) of an image's patch tokens."""
-        raise NotImplementedError
+        count, width = next(value_shape(field.type)[0] for field in self.extractor.outputs if field.name == "patches")
+        rows, columns = self.patch_grid or (1, count)
+        return rows, columns, width
 
     @property
-    def class_names(self) -> list[str] | None:
+    def class_names(self) -> tuple[str, ...] | None:
         """By index, where they are known."""
-        return None
+        return self.extractor.class_names
 
     @property
     def image_limits(self) -> dict[str, float]:
@@ -179,7 +181,7 @@ class Engine:
     def fingerprint(self, outputs: Sequence[str]) -> Fingerprint:
         """That of an answer with these columns: the same as a dataset's that has just them."""
         described = tuple(describe_output(field) for field in self.extractor.outputs if field.name in outputs)
-        return replace(self.extractor.fingerprint, outputs=described)
+        return self.extractor.fingerprint.restricted(described)
 
     async def check(self) -> None:
         """Raises when the device is lost: a CUDA error that sticks shows in the next call."""
