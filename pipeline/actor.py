@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pyarrow as pa
 
-from pipeline.columns import stack_rows
+from pipeline.columns import finite_rows, stack_rows
 from pipeline.commit import build_chunk, commit_chunk
 from pipeline.counting import CountingStore
 from pipeline.errors import RejectError
@@ -247,10 +247,7 @@ class _Work:
         done = future.result()
         self.forward_seconds += done.seconds
         self.forward_cpu_seconds += done.cpu_seconds
-        rows = len(places)
-        finite = np.logical_and.reduce(
-            [np.isfinite(values).reshape(rows, -1).all(axis=1) for values in done.features.values()]
-        )
+        finite = np.logical_and.reduce([finite_rows(values) for values in done.features.values()])
         for place, sound in zip(places, finite, strict=True):
             if not sound:
                 self.outcomes[place] = RejectError("forward", "NotFinite", "the model gives NaN or infinity for it")

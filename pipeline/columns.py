@@ -55,3 +55,9 @@ def to_numpy(column: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
         array = array.flatten()
     values: NDArray[Any] = np.asarray(array.to_numpy(zero_copy_only=False))
     return values.reshape(count, *shape)
+
+
+def finite_rows(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """(n,) whether all numbers of a row (n, …) are finite."""
+    finite: NDArray[np.bool_] = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+    return finite

@@ -50,9 +50,7 @@ def load_info(dest: Store) -> DatasetInfo | None:
         values = json.loads(data)
         if values["format"] != schema.FORMAT_VERSION:
             raise UsageError(f"{where} has format {values['format']}; this version reads {schema.FORMAT_VERSION}")
-        return DatasetInfo(
-            Fingerprint.from_dict(values["fingerprint"]), _model(values["model"]), tuple(values["kept"])
-        )
+        return DatasetInfo(Fingerprint.from_dict(values["fingerprint"]), _model(values["model"]), tuple(values["kept"]))
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(f"{where} cannot be read by this version ({type(error).__name__}: {error})") from error
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import schema
-from pipeline.columns import to_numpy
+from pipeline.columns import finite_rows, to_numpy
 from pipeline.dataset import describe_kept
 from pipeline.seal import referred_rejects, rejects_name
 
@@ -125,7 +125,7 @@ class ShardInspection:
         if column.null_count:
             self._report.problem(f"{self._key}: {column.null_count} rows have no {name}")
             return
-        finite = np.isfinite(to_numpy(column).reshape(len(column), -1)).all(axis=1)
+        finite = finite_rows(to_numpy(column))
         if not finite.all():
             uris = table["uri"].take(pa.array(np.flatnonzero(~finite))).to_pylist()
             self._report.problem(f"{self._key}: {name} is not finite", uris)
