@@ -136,7 +136,7 @@ def test_the_entrypoint_is_a_command_that_raysight_knows(overlay: str, kind: str
     given = settings_file(overlay)
     assert words[0] == "raysight"
     options = build_parser().parse_args(words[1:])
-    assert (options.source, options.dest) == (given["source"], given["dest"])
+    assert (options.sources, options.dest) == ([given["source"]], given["dest"])
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
