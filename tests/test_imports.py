@@ -119,6 +119,15 @@ def test_ray_is_imported_where_it_belongs_alone() -> None:
     assert [name for name in sorted(found) if not name.startswith(RAY)] == []
 
 
+def test_of_serve_the_deployment_alone_imports_ray() -> None:
+    found = {
+        name
+        for name, path in files().items()
+        if name.startswith("serve") and any(module.split(".")[0] == "ray" for module in imports(path))
+    }
+    assert found == {"serve.deployment"}
+
+
 def test_serve_never_rebinds_rays_serve() -> None:
     """``import serve.x`` would bind the name ``serve``, which means ray's in this package."""
     wrong = [
