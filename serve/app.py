@@ -7,11 +7,11 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UsageError
-from pipeline.extractor import load_extractor
 from pipeline.keys import BadValueError, all_keys
 from pipeline.settings import load_settings
 from serve.auth import load_keys
 from serve.deployment import application
+from serve.loading import load_served
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,7 +48,7 @@ def build(args: Mapping[str, Any]) -> Application:
         raise UsageError("serve.app:build needs serve.api_keys: a file with the SHA-256 of an API key a line")
     load_keys(config.api_keys)
     return application(
-        functools.partial(load_extractor, settings.model, settings.limits, storage=settings.storage),
+        functools.partial(load_served, settings.model, settings.limits, None, settings.storage),
         settings.limits,
         config,
         cpus=config.cpus_per_replica or 1.0,

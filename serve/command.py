@@ -56,9 +56,9 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
     import torch
 
     from pipeline.cluster import local_ray, this_machine
-    from pipeline.extractor import load_extractor
     from pipeline.interrupt import Interruptible
     from pipeline.precision import check_precision
+    from serve.loading import load_served
 
     config, limits = settings.serve, settings.limits
     _check_access(config)
@@ -68,7 +68,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
     _check_room(config, cpus, gpus, node.cpus, node.gpus)
     check_precision(settings.model.precision, "cuda" if gpus else "cpu")
     device = None if gpus else torch.device("cpu")
-    make = functools.partial(load_extractor, settings.model, limits, device, settings.storage)
+    make = functools.partial(load_served, settings.model, limits, device, settings.storage)
     extractor = make()  # here first, since what is wrong with it is a message here and a failed deployment there
     say(f"starting {_describe(extractor)}")
     del extractor
