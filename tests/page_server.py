@@ -65,7 +65,8 @@ def make_app(extractor: Extractor, outputs: list[str], key: str | None = None) -
             embedding = model.forward_head(tokens, pre_logits=True)[0]
             patches = tokens[0, model.num_prefix_tokens :].numpy().astype("<f2")
         item: dict[str, Any] = {"index": 0, "width": prepared.width, "height": prepared.height}
-        item["embedding"] = embedding.tolist()
+        if "embedding" in outputs:
+            item["embedding"] = embedding.tolist()
         if "patches" in outputs:
             shape = [*model.patch_embed.grid_size, patches.shape[1]]
             item["patches"] = {"shape": shape, "dtype": "float16", "base64": base64.b64encode(patches).decode()}

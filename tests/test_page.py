@@ -342,6 +342,15 @@ def test_a_model_without_patches_and_classes_shows_its_vector_alone(
         assert "outputs=embedding'" in browser.text("curl")
 
 
+def test_a_model_that_gives_patches_alone_shows_no_plot(browser: Browser, extractor: Extractor, cat: Path) -> None:
+    with serving(make_app(extractor, ["patches"])) as url:
+        browser.open(url)
+        browser.choose(cat)
+        browser.wait_for_result("chelsea.png")
+        assert not browser.element("embedding-section").is_displayed()
+        assert canvas(browser).shape == (10, 10, 4)
+
+
 def test_model_and_fingerprint_are_named(browser: Browser, url: str, cat: Path, extractor: Extractor) -> None:
     browser.open(url)
     browser.choose(cat)

@@ -65,18 +65,19 @@ async function show(file) {
 }
 
 async function present(file, item, answer, milliseconds, signal) {
-  const vector = Float32Array.from(item.embedding);
+  const vector = Float32Array.from(item.embedding ?? []);
   shown = { file, vector, json: JSON.stringify(item.embedding) };
   document.body.classList.add("has-result");
   $("result").hidden = false;
   $("file-name").textContent = file.name;
   showFacts(item, file, milliseconds);
   showClasses(item.classes);
+  $("embedding-section").hidden = !item.embedding;
   showEmbedding(vector);
   showFingerprint(model.fingerprint, answer.fingerprint);
   $("curl").textContent = curl(featuresUrl(model), mediaType(file), file.name, Boolean(key));
   await photograph.show(file, item, model, signal);
-  if (!signal.aborted) say(`${file.name}: ${vector.length} numbers in ${Math.round(milliseconds)} ms.`);
+  if (!signal.aborted) say(`${file.name}: the answer came in ${Math.round(milliseconds)} ms.`);
 }
 
 function stem(name) {
