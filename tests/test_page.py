@@ -15,16 +15,14 @@ import numpy as np
 import pytest
 from axe_core_python.selenium import Axe
 from browser import CHROMIUM, DRIVER, MISSING, start_browser
-from page_server import make_app, serving
+from page_server import serving
 from PIL import Image
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from pipeline.config import ImageLimits, ModelConfig, ServeConfig
+from pipeline.config import ImageLimits, ModelConfig
 from pipeline.extractor import load_extractor
 from pipeline.preprocess import PreprocessConfig, timm_transform
-from serve.api import create_app
-from serve.engine import Engine
 from serve.page import WEB
 
 if TYPE_CHECKING:
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
 
     from browser import Browser
 
+    from pipeline.config import Feature
     from pipeline.extractor import Extractor
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=MISSING)
@@ -42,15 +41,25 @@ KEY = "a key of the tests"
 
 
 @pytest.fixture(scope="module")
-def extractor(make_checkpoint: Callable[..., Path]) -> Extractor:
-    config = ModelConfig(name=MODEL, weights=str(make_checkpoint(MODEL)), precision="fp32")
-    return load_extractor(config, ImageLimits())
+def make_extractor(make_checkpoint: Callable[..., Path]) -> Callable[..., Extractor]:
+    def make(*features: Feature) -> Extractor:
+        weights = str(make_checkpoint(MODEL))
+        config = ModelConfig(name=MODEL, weights=weights, precision="fp32", features=features)
+        return load_extractor(config, ImageLimits())
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def extractor(make_extractor: Callable[..., Extractor]) -> Extractor:
+    """One that gives all that the page can show."""
+    return make_extractor("embedding", "patches", "classes")
 
 
 @pytest.fixture(scope="module")
 def url(extractor: Extractor) -> Iterator[str]:
-    """Of an endpoint that gives all that the page can show, to everybody."""
-    with serving(make_app(extractor, ["embedding", "patches", "classes"])) as address:
+    """Of an endpoint that answers everybody on this machine."""
+    with serving(extractor) as address:
         yield address
 
 
@@ -330,9 +339,9 @@ def test_the_command_shown_is_the_request_for_a_shell(browser: Browser, url: str
 
 
 def test_a_model_without_patches_and_classes_shows_its_vector_alone(
-    browser: Browser, extractor: Extractor, cat: Path
+    browser: Browser, make_extractor: Callable[..., Extractor], cat: Path
 ) -> None:
-    with serving(make_app(extractor, ["embedding"])) as url:
+    with serving(make_extractor("embedding")) as url:
         browser.open(url)
         browser.choose(cat)
         browser.wait_for_result("chelsea.png")
@@ -342,8 +351,10 @@ def test_a_model_without_patches_and_classes_shows_its_vector_alone(
         assert "outputs=embedding'" in browser.text("curl")
 
 
-def test_a_model_that_gives_patches_alone_shows_no_plot(browser: Browser, extractor: Extractor, cat: Path) -> None:
-    with serving(make_app(extractor, ["patches"])) as url:
+def test_a_model_that_gives_patches_alone_shows_no_plot(
+    browser: Browser, make_extractor: Callable[..., Extractor], cat: Path
+) -> None:
+    with serving(make_extractor("patches")) as url:
         browser.open(url)
         browser.choose(cat)
         browser.wait_for_result("chelsea.png")
@@ -369,10 +380,14 @@ def test_a_corrupt_file_is_told_in_the_servers_words_and_the_next_image_works(
 ) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(cat.read_bytes()[:5000] + b"\0" * 5000)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        ask(url, broken)
+    with caught.value as answer:
+        message = json.load(answer)["error"]["message"]
     browser.open(url)
     browser.choose(broken)
     browser.wait(lambda: browser.text("alert"))
-    assert "the image is damaged and cannot be decoded" in browser.text("alert")
+    assert browser.text("alert") == f"broken.png: {message}"
     assert not browser.element("result").is_displayed()
     assert ["422" in message for message in browser.messages()] == [True]
     browser.choose(cat)
@@ -380,7 +395,7 @@ def test_a_corrupt_file_is_told_in_the_servers_words_and_the_next_image_works(
 
 
 def test_a_server_that_is_gone_is_told(browser: Browser, extractor: Extractor, cat: Path) -> None:
-    with serving(make_app(extractor, ["embedding"])) as url:
+    with serving(extractor) as url:
         browser.open(url)
         browser.wait(lambda: browser.text("model"))
     browser.choose(cat)
@@ -399,13 +414,13 @@ def test_text_in_the_clipboard_is_no_image(browser: Browser, url: str) -> None:
 
 
 def test_a_server_with_keys_is_asked_again_with_one(browser: Browser, extractor: Extractor, cat: Path) -> None:
-    with serving(make_app(extractor, ["embedding", "patches"], key=KEY)) as url:
+    with serving(extractor, KEY) as url:
         browser.open(url)
         browser.wait(lambda: focused(browser) == "key")
         assert browser.text("alert") == ""
         press(browser, "wrong", Keys.ENTER)
         browser.wait(lambda: browser.text("alert"))
-        assert browser.text("alert").startswith("Give an API key")
+        assert browser.text("alert") == "This API key is not known here"
         press(browser, KEY, Keys.ENTER)
         browser.wait(lambda: not browser.element("key-form").is_displayed())
         assert browser.text("alert") == ""
@@ -479,21 +494,6 @@ def test_what_happens_is_said_aloud(browser: Browser, url: str, cat: Path) -> No
     assert browser.element("photo").accessible_name == "The photograph chelsea.png"
     assert browser.element("pca").accessible_name.startswith("Picture of the patch tokens. The first three principal")
     assert browser.element("plot").accessible_name.startswith("Bar plot of the embedding: 64 numbers")
-
-
-# -------------------------------------------------------------------------------------------------- the endpoint itself
-
-
-def test_the_endpoint_serves_the_page_and_what_it_needs(browser: Browser, extractor: Extractor, cat: Path) -> None:
-    with serving(create_app(Engine(extractor, ImageLimits(), ServeConfig(), threads=1), keys=None)) as url:
-        browser.open(url)
-        browser.choose(cat)
-        browser.wait_for_result("chelsea.png")
-        assert json.loads(browser.download("download-json", "chelsea.json")) == ask(url, cat, "embedding")["embedding"]
-        config = extractor.preprocessor.config
-        with urllib.request.urlopen(f"{url}v1/models") as answer:
-            model = json.load(answer)["data"][0]
-        assert (model["crop_pct"], model["crop_mode"]) == (config.crop_pct, config.crop_mode)
 
 
 # ------------------------------------------------------------------------------------------------------ the files alone
