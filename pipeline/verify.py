@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from pipeline.inspection import check_structure, open_dataset
 from pipeline.located import Located
 from pipeline.origin import roots
-from pipeline.sample import Oracle, compare_sample
+from pipeline.sample import Comparison, Oracle, compare_sample
 from pipeline.storage import open_store
-from pipeline.tolerance import tolerance
+from pipeline.tolerance import Tolerance, tolerance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +63,7 @@ def _check_sample(
     say: Callable[[str], None],
 ) -> None:
     bound = tolerance(info.fingerprint.implementation, info.fingerprint.precision)
-    oracle = Oracle(info, limits)
+    oracle = Oracle(info, limits, storage)
     if not oracle.weights_agree:
         report.problem(f"the weights {info.model.weights} are not those the dataset was made with")
         return
@@ -73,15 +73,29 @@ def _check_sample(
     for item in compared:
         if item.skipped:
             say(f"skipped      {item.uri}: {item.skipped}")
-        elif not item.within(bound):
-            report.problem(f"{item.uri}: cosine {item.cosine:.6f}, largest difference {item.difference:.2e} to timm's")
-    if judged:
-        cosine = min(item.cosine for item in judged)
-        relative = max(item.difference / item.scale for item in judged)
-        say(
-            f"sample       {len(judged)} rows again by timm in fp32: least cosine {cosine:.7f} (bound {bound.cosine}),"
-            f" largest difference {max(item.difference for item in judged):.2e},"
-            f" {relative:.1e} of the largest value (bound {bound.relative:g})"
-        )
-    elif report.rows:
+        elif not item.within(bound, info.model.dtype):
+            of = f"{item.output}, " if item.output not in ("", "embedding") else ""
+            report.problem(
+                f"{item.uri}: {of}cosine {item.cosine:.6f}, largest difference {item.difference:.2e} to timm's"
+            )
+    for output in dict.fromkeys(item.output for item in judged):
+        _describe(output, [item for item in judged if item.output == output], bound, info.model.dtype, say)
+    if not judged and report.rows:
         report.problem("no row of the sample could be compared: the source is gone or has changed")
+
+
+def _describe(output: str, judged: list[Comparison], bound: Tolerance, dtype: str, say: Callable[[str], None]) -> None:
+    difference = max(item.difference for item in judged)
+    rows = f"sample       {len(judged)} rows again by timm in fp32"
+    if output == "classes":
+        say(f"{rows}, classes: {difference:.2g} percentage points at most (bound {bound.percent:g})")
+        return
+    if output == "patches":
+        rows, bound = f"{rows}, patches", bound.of_patches
+    elif dtype == "float16":
+        bound = bound.in_float16
+    say(
+        f"{rows}: least cosine {min(item.cosine for item in judged):.7f} (bound {bound.cosine:g}), largest difference"
+        f" {difference:.2e}, {max(item.difference / item.scale for item in judged):.1e} of the largest value"
+        f" (bound {bound.relative:g})"
+    )

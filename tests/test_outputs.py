@@ -1,0 +1,131 @@
+"""Every output of the one pass against timm's own code, on real photographs."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from datasets import LIMITS, extract, write_photographs
+from PIL import Image
+from safetensors.torch import save_file
+from timm.data import create_transform, resolve_model_data_config
+
+from demo.weights import TRAINED_MODEL, save_trained_checkpoint
+from pipeline.config import ModelConfig, StorageConfig
+from pipeline.cut import Cut
+from pipeline.errors import UsageError
+from pipeline.extractor import load_extractor
+from pipeline.verify import verify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+ALL: Any = ("embedding", "patches", "classes")
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("test_vit", 1), ("vit_small_patch14_reg4_dinov2", 5), ("resnet18", 0)])
+def test_patches_are_timms_unpooled_features_without_prefix_tokens_and_give_the_embedding(
+    name: str, prefix: int, make_checkpoint: Callable[..., Path], photographs: dict[str, bytes]
+) -> None:
+    weights, size = make_checkpoint(name), {"test_vit": None, "resnet18": 96}.get(name, 98)
+    features: Any = ("embedding", "patches")
+    config = ModelConfig(name, str(weights), None, size, "timm", "reference", "fp32", features)
+    extractor = load_extractor(config, LIMITS, CPU)
+    side = {"img_size": size} if prefix == 5 else {}
+    overlay = {"file": str(weights), "hf_hub_id": None, "url": ""}
+    model = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **side).eval()
+    settings = resolve_model_data_config(model)
+    if size:
+        settings["input_size"] = (3, size, size)
+    image = Image.open(io.BytesIO(photographs["chelsea.png"])).convert("RGB")
+    with torch.inference_mode():
+        unpooled = model.forward_features(create_transform(**settings, is_training=False)(image)[None])
+        pooled = model.forward_head(unpooled, pre_logits=True)[0].numpy()
+    expected = (unpooled[0, prefix:] if unpooled.ndim == 3 else unpooled[0].flatten(1).T).numpy()
+    found = extractor.forward([extractor.prepare(photographs["chelsea.png"]).pixels])
+    assert found["patches"].dtype == np.float16
+    np.testing.assert_allclose(found["patches"][0], expected, rtol=0, atol=1e-3 * np.abs(expected).max())
+    np.testing.assert_allclose(found["embedding"][0], pooled, rtol=0, atol=1e-5 * max(1, np.abs(pooled).max()))
+
+
+def test_the_trained_model_calls_the_cat_a_cat_and_the_coffee_an_espresso(
+    tmp_path: Path, photographs: dict[str, bytes]
+) -> None:
+    save_trained_checkpoint(tmp_path / "w.safetensors")
+    config = ModelConfig(TRAINED_MODEL, str(tmp_path / "w.safetensors"), precision="fp32", features=("classes",))
+    extractor = load_extractor(config, LIMITS, CPU)
+    found = extractor.forward([extractor.prepare(photographs[name]).pixels for name in ("chelsea.png", "coffee.png")])
+    assert extractor.class_names is not None
+    assert "cat" in extractor.class_names[found["class_index"][0, 0]]
+    assert "espresso" in [extractor.class_names[index] for index in found["class_index"][1]]
+    assert (np.diff(found["class_probability"], axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize("over_tokens", [False, True])
+def test_a_head_from_a_file_is_a_plain_linear_layer(over_tokens: bool, tmp_path: Path) -> None:
+    width = 128 if over_tokens else 64
+    weight, bias = torch.randn(7, width), torch.randn(7)
+    save_file({"linear.weight": weight, "linear.bias": bias}, tmp_path / "head.safetensors")
+    config = ModelConfig("test_vit", "random:0", str(tmp_path / "head.safetensors"), precision="fp32", features=ALL)
+    extractor = load_extractor(config, LIMITS, CPU)
+    pixels = np.random.default_rng(0).integers(0, 256, (160, 160, 3), np.uint8)
+    found = extractor.forward([pixels])
+    with torch.inference_mode():
+        norm = create_transform(**resolve_model_data_config(extractor._model), is_training=False).transforms[-1]
+        tokens = extractor._model.forward_features(norm(torch.from_numpy(pixels).permute(2, 0, 1) / 255)[None])  # type: ignore[operator]
+        seen = torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1) if over_tokens else torch.tensor(found["embedding"])
+        percent = ((seen @ weight.T + bias).softmax(1) * 100)[0]
+    order = percent.argsort(descending=True)[:5]
+    assert found["class_index"][0].tolist() == order.tolist()
+    np.testing.assert_allclose(found["class_probability"][0], percent[order], rtol=1e-3)
+
+
+def test_classes_without_a_classifier_are_refused() -> None:
+    with pytest.raises(UsageError, match="without a classifier; give --head"):
+        load_extractor(ModelConfig("vit_small_patch14_dinov2", "random:0", image_size=98, features=ALL), LIMITS, CPU)
+
+
+def test_a_size_that_is_no_multiple_of_the_patches_is_answered_with_those_near() -> None:
+    with pytest.raises(UsageError, match="98 and 112 are, not 100"):
+        load_extractor(ModelConfig("vit_small_patch14_dinov2", "random:0", image_size=100), LIMITS, CPU)
+
+
+def test_each_option_changes_the_fingerprint_and_the_numbers_are_as_asked() -> None:
+    base = ModelConfig("test_vit", "random:0", precision="fp32")
+    half = load_extractor(replace(base, normalize=True, dtype="float16"), LIMITS, CPU)
+    vector = half.forward([np.full((160, 160, 3), 99, np.uint8)])["embedding"]
+    assert vector.dtype == np.float16
+    assert abs(np.linalg.norm(vector.astype(np.float64)) - 1) < 1e-3
+    changes: list[dict[str, Any]] = [{}, {"normalize": True}, {"dtype": "float16"}, {"features": ALL}]
+    digests = {load_extractor(replace(base, **change), LIMITS, CPU).fingerprint.digest for change in changes}
+    assert len(digests) == len(changes)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "backbone.", "teacher.backbone."])
+def test_a_prefixed_checkpoint_is_the_same_weights(prefix: str, tmp_path: Path) -> None:
+    state = timm.create_model("test_vit").state_dict()
+    torch.save({"model": {prefix + key: value for key, value in state.items()}}, tmp_path / "w.pth")
+    torch.save(state, tmp_path / "plain.pth")
+    one, other = (
+        load_extractor(ModelConfig("test_vit", str(tmp_path / name)), LIMITS, CPU) for name in ("w.pth", "plain.pth")
+    )
+    assert one.fingerprint == other.fingerprint
+
+
+def test_verify_computes_every_output_again(tmp_path: Path, photographs: dict[str, bytes], monkeypatch: Any) -> None:
+    import datasets
+
+    config = ModelConfig("test_vit", "random:0", precision="fp32", features=ALL, normalize=True, dtype="float16")
+    monkeypatch.setattr(datasets, "MODEL", config)
+    write_photographs(tmp_path / "in", {name: photographs[name] for name in ("chelsea.png", "coffee.png")})
+    extract(str(tmp_path / "in"), str(tmp_path / "out"), load_extractor(config, LIMITS, CPU), Cut(4, 1 << 26, 12))
+    said: list[str] = []
+    assert verify(str(tmp_path / "out"), 2, LIMITS, StorageConfig(), said.append), said
+    assert sum("rows again by timm" in line for line in said) == 3
