@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from pipeline import schema
 from pipeline.config import ModelConfig
 from pipeline.errors import NotFoundError, UsageError
@@ -14,8 +16,6 @@ from pipeline.footer import read_footers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    import pyarrow as pa
 
     from pipeline.storage import Store
 
@@ -87,7 +87,14 @@ def agree_on(dest: Store, fingerprint: Fingerprint, model: ModelConfig, kept: It
 
 def describe_kept(fields: Iterable[pa.Field]) -> tuple[str, ...]:
     """Kept columns as :attr:`DatasetInfo.kept` has them."""
-    return tuple(f"{field.name}: {field.type}" for field in fields)
+    return tuple(f"{field.name}: {_type_name(field.type)}" for field in fields)
+
+
+def _type_name(kind: pa.DataType) -> str:
+    """A type in words; readers may rename the inner field of a list."""
+    if pa.types.is_fixed_size_list(kind):
+        return f"{_type_name(kind.value_type)}[{kind.list_size}]"
+    return f"list<{_type_name(kind.value_type)}>" if pa.types.is_list(kind) else str(kind)
 
 
 def kept_differences(existing: DatasetInfo, columns: tuple[str, ...]) -> str:

@@ -10,16 +10,18 @@ import pyarrow as pa
 
 from pipeline.actor import ChunkWorker, WorkerConfig
 from pipeline.commit import build_chunk, commit_chunk
-from pipeline.config import ImageLimits, ModelConfig, StorageConfig
+from pipeline.config import ImageLimits, ModelConfig, SourceConfig, StorageConfig
 from pipeline.dataset import agree_on
 from pipeline.errors import RejectError
 from pipeline.fingerprint import Fingerprint
 from pipeline.generation import Listing, write_generation
+from pipeline.located import Located
 from pipeline.manifest import Manifest, ManifestReader
+from pipeline.origin import roots
 from pipeline.read import read_chunk
 from pipeline.schema import MANIFEST_SCHEMA, embedding_field
 from pipeline.seal import clean_up, seal_shard
-from pipeline.source import list_rows
+from pipeline.source import kept_fields, list_rows, source_names
 from pipeline.storage import Store, open_store
 
 if TYPE_CHECKING:
@@ -48,11 +50,13 @@ FINGERPRINT = Fingerprint(
 """Of the datasets made by :func:`write_numbers`."""
 
 
-def extract(source_url: str, dest_url: str, extractor: Extractor, cut: Cut) -> Manifest:
+def extract(source_url: str, dest_url: str, extractor: Extractor, cut: Cut, keep: tuple[str, ...] = ()) -> Manifest:
     """What a job does, one chunk after another: list, read, extract, commit, seal, clean up."""
-    source, dest = open_store(source_url, STORAGE), open_store(dest_url, STORAGE)
-    agree_on(dest, extractor.fingerprint, MODEL)
-    manifest = write_generation(dest, None, Listing((source.root,)), list_rows([source.root]), cut)
+    source, dest = Located(roots([source_url]), STORAGE), open_store(dest_url, STORAGE)
+    listing = SourceConfig(keep=keep)
+    agree_on(dest, extractor.fingerprint, MODEL, kept_fields([source_url], listing, STORAGE))
+    names = source_names([source_url], STORAGE)
+    manifest = write_generation(dest, None, Listing(names), list_rows([source_url], listing, STORAGE), cut)
     worker = ChunkWorker(
         extractor,
         dest,
