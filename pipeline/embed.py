@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.columns import stack_rows, to_numpy
 from pipeline.commit import build_chunk, encode
 from pipeline.errors import RejectError, UsageError
+from pipeline.located import Located
 from pipeline.schema import FORMAT_VERSION, with_metadata
 from pipeline.storage import Fetched, open_store, scheme
 
@@ -50,12 +51,10 @@ def embed(extractor: Extractor, uris: Sequence[str], limits: ImageLimits, storag
 
 
 def _fetch(uri: str, limits: ImageLimits, storage: StorageConfig) -> tuple[str, Fetched | RejectError]:
-    if scheme(uri) == "s3":
-        parent, _, name = uri.rpartition("/")
-        store = open_store(parent, storage)
-    else:
-        path = Path(uri.removeprefix("file://")).absolute()
-        store, name = open_store(str(path.parent), storage), PurePosixPath(path).name
+    if scheme(uri) not in ("", "file"):
+        return uri, Located([], storage).fetch_many([uri], limits.max_bytes)[0]
+    path = Path(uri.removeprefix("file://")).absolute()
+    store, name = open_store(str(path.parent), storage), PurePosixPath(path).name
     return store.uri(name), store.fetch_many([name], limits.max_bytes)[0]
 
 
