@@ -16,15 +16,23 @@ from safetensors.torch import save_file
 from timm.data import create_transform, resolve_model_data_config
 
 from demo.weights import TRAINED_MODEL, save_trained_checkpoint
-from pipeline.config import ModelConfig, StorageConfig
+from pipeline.budget import make_budget
+from pipeline.checkpoint import local_checkpoint
+from pipeline.cluster import Node
+from pipeline.config import JobConfig, ModelConfig, StorageConfig
 from pipeline.cut import Cut
 from pipeline.errors import UsageError
 from pipeline.extractor import load_extractor
+from pipeline.preflight import make_cut
+from pipeline.schema import embedding_field, patches_field
+from pipeline.storage import open_store
 from pipeline.verify import verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from s3_server import Bucket
 
 ALL: Any = ("embedding", "patches", "classes")
 CPU = torch.device("cpu")
@@ -129,3 +137,26 @@ def test_verify_computes_every_output_again(tmp_path: Path, photographs: dict[st
     said: list[str] = []
     assert verify(str(tmp_path / "out"), 2, LIMITS, StorageConfig(), said.append), said
     assert sum("rows again by timm" in line for line in said) == 3
+
+
+def test_wide_rows_make_chunks_and_shards_of_fewer_rows() -> None:
+    job = JobConfig(chunk_rows=1024)
+    budget = make_budget(job, [Node(cpus=2, gpus=0, memory=8 << 30)], can_grow=False)
+    cut = make_cut(job, budget, [patches_field(1369, 384)])
+    assert (cut.chunk_rows, cut.shard_rows) == ((64 << 20) // (1369 * 384 * 2), (256 << 20) // (1369 * 384 * 2))
+    assert make_cut(job, budget, [embedding_field(384)]).chunk_rows == 1024
+
+
+def test_a_checkpoint_in_a_bucket_is_fetched_once_for_each_version(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = open_store(bucket.url, StorageConfig())
+    kept = []
+    for content in (b"one", b"one", b"two"):
+        store.put("w.pth", content)
+        kept.append(local_checkpoint(f"{bucket.url}/w.pth", "--weights", StorageConfig()))
+        assert kept[-1].read_bytes() == content
+    assert kept[0] == kept[1] != kept[2]
+    with pytest.raises(UsageError, match="there is no such object"):
+        local_checkpoint(f"{bucket.url}/gone.pth", "--weights", StorageConfig())
