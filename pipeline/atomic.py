@@ -8,9 +8,12 @@ import os
 import shutil
 import socket
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from pipeline.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PARTIAL = ".raysight-partial-"
 """How the name of a file begins until it is whole."""
@@ -19,16 +22,17 @@ _FOLDER_ATTEMPTS = 100
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
-def write(target: Path, content: bytes | Path, *, replace: bool) -> bool:
+def write(target: Path, content: bytes | Path, *, replace: bool, unless: Callable[[], bool] = lambda: False) -> bool:
     """Writes a file, syncs it, and only then gives it its name.
 
     Args:
         target: where; its folder is made.
         content: bytes, or a file to copy.
         replace: False leaves an existing file alone.
+        unless: asked at the last moment; True leaves everything as it is.
 
     Returns:
-        False when there was a file already, and ``replace`` is False.
+        False when there was a file already, and ``replace`` is False, or when ``unless`` said so.
 
     Raises:
         OSError: nothing was written.
@@ -45,6 +49,8 @@ def write(target: Path, content: bytes | Path, *, replace: bool) -> bool:
                 file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if unless():
+            return False
         if replace:
             partial.replace(target)
         elif not _link(partial, target):

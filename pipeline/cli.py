@@ -20,8 +20,9 @@ EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_REJECTS, EXIT_INTERRUPTED = 0, 1, 2, 3, 4
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds ``extract``, ``embed`` and ``verify`` to the root parser."""
+    """Adds ``extract``, ``retry-rejects``, ``embed`` and ``verify`` to the root parser."""
     _add_extract(commands)
+    _add_retry(commands)
     _add_embed(commands)
     _add_verify(commands)
 
@@ -45,6 +46,23 @@ def _add_extract(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         source, "source.include", "take only what matches", metavar="GLOB", default="what an image's suffix has"
     )
     add_setting(source, "source.exclude", "leave out what matches", metavar="GLOB")
+    job = _add_job_options(parser)
+    add_setting(job, "job.limit", "only the first so many images of the listing", default="all")
+    add_setting(job, "job.prune", "drop the rows of images that are gone from the source")
+    job.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    parser.set_defaults(run=run_extract)
+
+
+def _add_retry(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("retry-rejects", help="try the rejected rows of a dataset again")
+    parser.add_argument("dest", metavar="DEST", help="a dataset: a folder, or s3://bucket/prefix")
+    add_config_option(parser)
+    _add_job_options(parser)
+    parser.set_defaults(run=run_retry)
+
+
+def _add_job_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What ``extract`` and ``retry-rejects`` share: who works, and when a job counts as failed."""
     job = parser.add_argument_group("job")
     add_setting(job, "job.batch_size", "images of one forward", default="64 on a GPU, 2 on a CPU")
     add_setting(job, "job.chunk_rows", "images of a chunk, the unit of loss", default="1024 on a GPU, 64 on a CPU")
@@ -52,9 +70,7 @@ def _add_extract(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_setting(job, "job.max_actors", "actors at most", default="what fits")
     add_setting(job, "job.gpus_per_actor", "GPUs, or a fraction, of each actor", default="1 where there are GPUs")
     add_setting(job, "job.cpus_per_actor", "CPUs of each actor", default="the node's, shared out")
-    add_setting(job, "job.limit", "only the first so many images of the listing", default="all")
     add_setting(job, "job.max_reject_rate", "rejected fraction above which the exit code is 3")
-    job.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     add_setting(
         job,
         "job.address",
@@ -62,7 +78,7 @@ def _add_extract(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="RAY",
         default="$RAY_ADDRESS, else Ray is started on this machine",
     )
-    parser.set_defaults(run=run_extract)
+    return job
 
 
 def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -106,16 +122,38 @@ def run_extract(options: argparse.Namespace) -> int:
         job=settings.job,
         listing=settings.source,
     )
-    say = _say_to_stderr
     if options.dry_run:
         from pipeline.dryrun import dry_run
 
         return EXIT_OK if dry_run(config, print) else EXIT_USAGE
+    return _run_job(config, retry=False)
+
+
+def run_retry(options: argparse.Namespace) -> int:
+    """``raysight retry-rejects``: with the model options of the dataset, whatever the settings say."""
+    from pipeline.dataset import load_info
+    from pipeline.storage import open_store
+
+    settings = load_settings(options)
+    info = load_info(open_store(options.dest, settings.storage))
+    config = Config(
+        sources=(),
+        dest=options.dest,
+        model=info.model if info else settings.model,
+        limits=settings.limits,
+        storage=settings.storage,
+        job=settings.job,
+    )
+    return _run_job(config, retry=True)
+
+
+def _run_job(config: Config, *, retry: bool) -> int:
     from pipeline.job import run_job
 
+    say = _say_to_stderr
     stop = threading.Event()
     with Interruptible(stop, say):
-        summary = run_job(config, stop=stop, say=say)
+        summary = run_job(config, retry=retry, stop=stop, say=say)
     rejected = summary.total_rejects / max(1, summary.total)
     dataset = config.dest.rstrip("/")
     code = EXIT_OK

@@ -139,6 +139,9 @@ class JobConfig:
         max_reject_rate: rejected fraction of all rows above which the job ends with exit code 3.
         limit: only the first so many objects of the listing; None is all.
         address: of a running Ray cluster; None is $RAY_ADDRESS, or a Ray started on this machine.
+        prune: rows whose object is gone from the source leave the dataset.
+        listing_memory: bytes of memory for comparing a listing with the dataset; more is spilled to the temporary
+            folder (``TMPDIR``).
     """
 
     chunk_rows: int | None = field(default=None, metadata=POSITIVE)
@@ -165,6 +168,8 @@ class JobConfig:
     max_reject_rate: float = field(default=0.1, metadata=RATE)
     limit: int | None = field(default=None, metadata=POSITIVE)
     address: str | None = None
+    prune: bool = False
+    listing_memory: int = field(default=1024 * MIB, metadata=POSITIVE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,6 +104,10 @@ class CountingStore(CountingReadable):
         self._count("put")
         return self._store.put_file(key, path, replace=replace)
 
+    def replace_file(self, key: str, path: Path, version: str) -> bool:
+        self._count("put")
+        return self._store.replace_file(key, path, version)
+
     def put_if_absent(self, key: str, data: bytes) -> bool:
         self._count("put")
         return self._store.put_if_absent(key, data)

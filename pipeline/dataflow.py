@@ -21,21 +21,22 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.actor import ChunkResult
 from pipeline.budget import ALLOCATOR, READ_CPUS
+from pipeline.cluster import free_resources
 from pipeline.counting import CountingStore
 from pipeline.errors import RaysightError, UnavailableError
 from pipeline.plan import waves
 from pipeline.raystats import ForgetBlockStats
 from pipeline.read import read_chunks
-from pipeline.seal import seal_shard
 from pipeline.storage import open_store
 from pipeline.worker import Coordinator, ExtractActor, JobSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from pipeline.config import Config
-    from pipeline.fingerprint import Fingerprint
+    from pipeline.manifest import Manifest
     from pipeline.plan import Pending
+    from pipeline.storage import Store
 
 _CALLS_PER_ACTOR = 2  # one decodes or commits while the other holds the device
 _TASKS_PER_ACTOR = 4  # Ray Data grows the pool only when queued calls exceed 1.75 × concurrent ones
@@ -49,13 +50,13 @@ _RAYS_ADVICE = "\nFailed to "  # Ray Data appends advice on its own settings to 
 class ChunkSource(Datasource):  # type: ignore[misc]  # ray ships no types
     """Pending chunks as read tasks. Each yields its chunks one by one, in a fixed order, a row and a block each."""
 
-    def __init__(self, spec: JobSpec, pending: Pending) -> None:
+    def __init__(self, spec: JobSpec, manifest: Manifest, pending: Pending) -> None:
         total = sum(len(chunks) for _, chunks in pending)
         # Few chunks: spread them over all readers. Many: fewer tasks than chunks, for the driver's memory.
         size = max(1, min(_CHUNKS_PER_READ_TASK, total // (8 * spec.budget.read_tasks)))
         self._spec = spec
         self._tasks = [
-            (shard, [int(chunk) for chunk in chunks[start : start + size]])
+            (manifest.shards[shard].source, shard, [int(chunk) for chunk in chunks[start : start + size]])
             for shard, chunks in pending
             for start in range(0, len(chunks), size)
         ]
@@ -78,11 +79,11 @@ class ChunkSource(Datasource):  # type: ignore[misc]  # ray ships no types
         config = self._spec.config
         return [
             ReadTask(
-                functools.partial(read_chunks, config, shard, chunks),
+                functools.partial(read_chunks, config, source, shard, chunks),
                 BlockMetadata(num_rows=len(chunks), size_bytes=None, input_files=None, exec_stats=None),
                 per_task_row_limit=per_task_row_limit,
             )
-            for shard, chunks in self._tasks
+            for source, shard, chunks in self._tasks
         ]
 
 
@@ -130,7 +131,9 @@ def build_dataset(spec: JobSpec, source: ChunkSource, coordinator: Any) -> ray.d
         )
 
 
-def run_chunks(spec: JobSpec, pending: Pending, stop: threading.Event) -> Iterator[ChunkResult | None]:
+def run_chunks(
+    spec: JobSpec, manifest: Manifest, pending: Pending, stop: threading.Event
+) -> Iterator[ChunkResult | None]:
     """Runs pending chunks and yields the result of each; None now and then, so that the caller can look at the clock.
 
     They go through Ray Data in waves: it keeps some memory for every chunk of an execution until the execution ends.
@@ -141,19 +144,19 @@ def run_chunks(spec: JobSpec, pending: Pending, stop: threading.Event) -> Iterat
         RaysightError: the job cannot go on. What is committed stays.
     """
     for wave in waves(pending, spec.config.job.wave_chunks * spec.budget.max_actors):
-        yield from _run_wave(spec, wave, stop)
+        yield from _run_wave(spec, manifest, wave, stop)
         if stop.is_set():
             return
 
 
-def _run_wave(spec: JobSpec, wave: Pending, stop: threading.Event) -> Iterator[ChunkResult | None]:
+def _run_wave(spec: JobSpec, manifest: Manifest, wave: Pending, stop: threading.Event) -> Iterator[ChunkResult | None]:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     coordinator = (
         ray.remote(Coordinator)
         .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
         .remote()
     )
-    dataset = build_dataset(spec, ChunkSource(spec, wave), coordinator)
+    dataset = build_dataset(spec, ChunkSource(spec, manifest, wave), coordinator)
     results: queue.SimpleQueue[ChunkResult | Exception | None] = queue.SimpleQueue()
     threading.Thread(target=_consume, args=(dataset, results), name="raysight-results", daemon=True).start()
     deadline: float | None = None
@@ -203,31 +206,34 @@ def _explain(error: BaseException) -> RaysightError:
     return RaysightError(f"Ray gave up: {type(root).__name__}: {lines[-1] if lines else ''}; run again to resume")
 
 
-def _seal(config: Config, shard: int, chunks: tuple[int, ...], fingerprint: Fingerprint) -> tuple[int, dict[str, int]]:
+def _finish(config: Config, shard: int, task: Callable[[Store], None]) -> tuple[int, dict[str, int]]:
     dest = CountingStore(open_store(config.dest, config.storage))
-    seal_shard(dest, shard, chunks, fingerprint)
+    task(dest)
     return shard, dest.take()
 
 
-class Sealer:
-    """Seals shards in tasks of their own, beside the extraction, and adds up their ``requests``."""
+class RayWorkers:
+    """The workers of a run on Ray: a Ray Data graph for chunks, tasks of their own for shards. Adds up ``requests``."""
 
-    def __init__(self, config: Config, fingerprint: Fingerprint) -> None:
-        self._config = config
-        self._fingerprint = fingerprint
-        self._seal = ray.remote(_seal).options(num_cpus=0, max_retries=3, retry_exceptions=[UnavailableError])
+    def __init__(self, spec: JobSpec) -> None:
+        self._spec = spec
+        self._finish = ray.remote(_finish).options(max_retries=3, retry_exceptions=[UnavailableError])
         self._running: list[Any] = []
         self.requests: Counter[str] = Counter()
 
-    def submit(self, shard: int, chunks: tuple[int, ...]) -> None:
-        """Starts sealing a shard."""
-        self._running.append(self._seal.remote(self._config, shard, chunks, self._fingerprint))
+    def chunks(self, manifest: Manifest, pending: Pending, stop: threading.Event) -> Iterator[ChunkResult | None]:
+        """As :func:`run_chunks`."""
+        return run_chunks(self._spec, manifest, pending, stop)
+
+    def submit(self, shard: int, task: Callable[[Store], None], cpus: float) -> None:
+        """Starts sealing or rewriting a shard."""
+        self._running.append(self._finish.options(num_cpus=cpus).remote(self._spec.config, shard, task))
 
     def done(self, *, wait: bool = False) -> Iterable[int]:
-        """The shards sealed since the last call; with ``wait``, all that was submitted.
+        """The shards finished since the last call; with ``wait``, all that was submitted.
 
         Raises:
-            RaysightError: a shard could not be sealed.
+            RaysightError: a shard could not be finished.
         """
         if not self._running:
             return []
@@ -241,3 +247,7 @@ class Sealer:
         for _, requests in sealed:
             self.requests.update(requests)
         return [shard for shard, _ in sealed]
+
+    def free(self) -> str:
+        """What the cluster has free."""
+        return free_resources()

@@ -10,11 +10,14 @@ from pipeline.budget import make_budget
 from pipeline.cluster import cluster_address, this_machine
 from pipeline.dataset import describe_kept, kept_differences, load_info
 from pipeline.extractor import load_extractor
+from pipeline.generation import Listing
 from pipeline.manifest import load_manifest
 from pipeline.plan import Plan
 from pipeline.preflight import make_cut, settle_precision
+from pipeline.retire import unapplied
 from pipeline.source import kept_fields, list_rows, require_images, source_names
 from pipeline.storage import open_store
+from pipeline.sync import Sync, compare, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,12 +53,8 @@ def dry_run(config: Config, say: Callable[[str], None]) -> bool:
     if manifest is None:
         _describe_new(config, dest, extractor, budget, say)
     else:
-        plan = Plan.survey(dest, manifest)
-        sources = ", ".join(manifest.sources)
-        say(f"source       {sources}: {manifest.rows:,} images, as listed at {manifest.last.listed_at}")
-        say(f"dest         {dest.root}: {plan.rows_done:,} images done, {plan.pending_chunks:,} chunks to do,")
-        say(f"             {len(plan.sealed):,} of {len(manifest.shards):,} shards sealed")
-    if obstacles := list(_obstacles(config, dest, manifest, extractor)):
+        _describe_existing(config, dest, manifest, say)
+    if obstacles := list(_obstacles(config, dest, extractor)):
         say("refused      the job would not write here:")
         for line in obstacles:
             say(f"             {line}")
@@ -77,17 +76,30 @@ def _describe_new(
     say(f"             in {-(-images // cut.shard_rows):,} shard(s) of up to {cut.shard_rows:,} rows")
 
 
-def _obstacles(config: Config, dest: Store, manifest: Manifest | None, extractor: Extractor) -> Iterator[str]:
+def _describe_existing(config: Config, dest: Store, manifest: Manifest, say: Callable[[str], None]) -> None:
+    plan, job = Plan.survey(dest, manifest), config.job
+    names = source_names(config.sources, config.storage)
+    say(f"dest         {dest.root}: {plan.rows_done:,} of {manifest.rows:,} images done, as listed at")
+    say(f"             {manifest.last.listed_at}, {len(plan.sealed):,} of {len(manifest.shards):,} shards sealed")
+    if plan.open or unapplied(dest, manifest):
+        say(f"source       {', '.join(names)}: listed again once the {plan.pending_chunks:,} chunks to do are done")
+        return
+    sync = Sync(Listing(names, job.limit), job.prune, job.listing_memory)
+    rows = list_rows(config.sources, config.listing, config.storage, job.limit, say)
+    with compare(dest, manifest, sync, rows, say) as (_, counts):
+        found, *notes = describe(counts, prune=job.prune, first=False)
+    say(f"source       {', '.join(names)}: {found}")
+    for note in notes:
+        say(f"             {note}")
+
+
+def _obstacles(config: Config, dest: Store, extractor: Extractor) -> Iterator[str]:
     existing = load_info(dest)
     if existing is not None:
         yield from existing.fingerprint.differences(extractor.fingerprint)
         columns = describe_kept(kept_fields(config.sources, config.listing, config.storage))
         if differences := kept_differences(existing, columns):
             yield f"kept columns: {differences}"
-    names = source_names(config.sources, config.storage)
-    if manifest is not None and (manifest.sources, manifest.last.limit) != (names, config.job.limit):
-        change = f"{', '.join(manifest.sources)} → {', '.join(names)}"
-        yield f"source: {change}; limit: {manifest.last.limit} → {config.job.limit}"
 
 
 def _describe_ray(config: Config, budget: Budget, say: Callable[[str], None]) -> None:

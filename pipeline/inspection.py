@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import TYPE_CHECKING
 
@@ -11,15 +12,16 @@ import pyarrow.parquet as pq
 
 from pipeline import schema
 from pipeline.dataset import load_info
-from pipeline.errors import NotFoundError, UsageError
+from pipeline.errors import NotFoundError, RaysightError, UsageError
 from pipeline.manifest import load_manifest
+from pipeline.retire import read_retired, without
 from pipeline.shard_inspection import Report, ShardInspection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.dataset import DatasetInfo
-    from pipeline.manifest import Manifest, ManifestShard
+    from pipeline.manifest import Manifest, ManifestShard, RetiredRows
     from pipeline.storage import Store
 
 
@@ -39,7 +41,7 @@ def open_dataset(dest: Store) -> tuple[DatasetInfo, Manifest]:
 
 
 def check_structure(dest: Store, info: DatasetInfo, manifest: Manifest) -> Report:
-    """Every manifest row exactly once in features or rejects, with finite values of the right width and fingerprint.
+    """Every live manifest row once in features or rejects, with finite values of the right width and fingerprint.
 
     Reads every shard once; memory is one shard and eight bytes for each row.
     """
@@ -47,24 +49,27 @@ def check_structure(dest: Store, info: DatasetInfo, manifest: Manifest) -> Repor
     features = _shards(dest, schema.FEATURES_FOLDER, report)
     rejects = _shards(dest, schema.REJECTS_FOLDER, report)
     hashes: list[np.ndarray[tuple[int], np.dtype[np.uint64]]] = []
+    retirements = manifest.retirements()
     for shard, listed in enumerate(manifest.shards):
         found = features.pop(shard, [])
         beside = rejects.pop(shard, [])
         expected = _manifest_rows(dest, shard, listed, report)
-        if expected is None:
+        retired = _retired(dest, retirements.get(shard, []), report)
+        if expected is None or retired is None:
             continue
-        hashes.append(_hash(expected["uri"]))
+        live = functools.reduce(without, (table for _, table in retired), expected)
+        hashes.append(_hash(live["uri"]))
         if not found:
             report.problem(f"shard {shard} is not sealed ({listed.rows} rows); run extract again", beside)
             continue
         try:
-            ShardInspection(dest, shard, report).check(expected, beside, info)
+            ShardInspection(dest, shard, report).check(expected, retired, beside, info)
         except pa.ArrowInvalid as error:
             report.problem(f"shard {shard} is damaged: {error}")
     for shard, keys in [*features.items(), *rejects.items()]:
         report.problem(f"shard {shard} is not in the manifest", keys)
     if hashes and len(np.unique(np.concatenate(hashes))) != sum(map(len, hashes)):
-        report.problem("the manifest names a uri twice")
+        report.problem("two live rows of the manifest have the same uri")
     return report
 
 
@@ -90,6 +95,15 @@ def _manifest_rows(dest: Store, shard: int, listed: ManifestShard, report: Repor
         report.problem(f"{key} is not the one that was committed")
         return None
     return pq.read_table(pa.BufferReader(data), columns=None).drop_columns(["size"])
+
+
+def _retired(dest: Store, parts: list[tuple[int, RetiredRows]], report: Report) -> list[tuple[int, pa.Table]] | None:
+    """What has left a shard, generation by generation."""
+    try:
+        return [(number, read_retired(dest, number, part)) for number, part in parts]
+    except RaysightError as error:
+        report.problem(str(error))
+        return None
 
 
 def _hash(uris: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:

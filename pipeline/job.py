@@ -1,4 +1,4 @@
-"""The batch job, from listing to the last seal. Holds no Ray of its own: it drives ``pipeline.dataflow``."""
+"""The batch job: settles what is pending, brings the manifest up to date, settles that. Ray comes in when needed."""
 
 from __future__ import annotations
 
@@ -6,83 +6,56 @@ import functools
 import threading
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.budget import Budget, make_budget
-from pipeline.cluster import cluster_address, cluster_nodes, existing_ray, free_resources, local_ray, this_machine
+from pipeline.budget import make_budget
+from pipeline.cluster import cluster_address, cluster_nodes, existing_ray, local_ray, this_machine
 from pipeline.counting import CountingStore
-from pipeline.dataset import agree_on, count_rejects
-from pipeline.errors import RaysightError
+from pipeline.dataset import agree_on, load_info
+from pipeline.errors import UsageError
 from pipeline.extractor import Extractor, load_extractor
+from pipeline.generation import Listing
 from pipeline.lease import Lease
-from pipeline.manifest import Manifest, load_manifest
-from pipeline.plan import Plan
-from pipeline.preflight import ensure_manifest, settle_precision
+from pipeline.located import Located
+from pipeline.manifest import load_manifest
+from pipeline.origin import roots
+from pipeline.preflight import make_cut, settle_precision, until
 from pipeline.progress import Progress
+from pipeline.retry import kept_columns, retry_rejects
+from pipeline.run import Run, Summary, Terms, Workers
 from pipeline.runlog import RunLog
-from pipeline.seal import clean_up, seal_shard
-from pipeline.source import kept_fields, require_images
-from pipeline.storage import Store, open_store
+from pipeline.source import check_sources, kept_fields, list_rows, require_images, source_names
+from pipeline.storage import open_store
+from pipeline.sync import Sync, sync_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable
 
     from pipeline.config import Config, ModelConfig
-    from pipeline.dataflow import Sealer
-    from pipeline.fingerprint import Fingerprint
-    from pipeline.worker import JobSpec
+    from pipeline.cut import Cut
+    from pipeline.manifest import Manifest
+    from pipeline.storage import Store
 
-_STALL_S = 60.0
-"""Seconds without a result after which the job says what the cluster has free."""
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """How a run ended.
-
-    Attributes:
-        rows: images that this run turned into features.
-        rejects: images that this run rejected.
-        skipped: images that were done before.
-        total_rejects: rejected rows of the whole dataset.
-        total: rows of the manifest.
-        images_per_second: of this run, once warm.
-        complete: every chunk is sealed.
-    """
-
-    rows: int
-    rejects: int
-    skipped: int
-    total_rejects: int
-    total: int
-    images_per_second: float
-    complete: bool
-
-    @property
-    def line(self) -> str:
-        """The last line of ``raysight extract``; scripts read it."""
-        return (
-            f"rows={self.rows} rejects={self.rejects} skipped={self.skipped}"
-            f" images_per_second={self.images_per_second:.2f}"
-        )
+    Renew = Callable[[Manifest | None, Cut], Manifest]
 
 
 def run_job(
     config: Config,
     *,
+    retry: bool = False,
     stop: threading.Event | None = None,
     factory: Callable[[ModelConfig], Extractor] | None = None,
-    progress: Callable[[int, int], Progress] = Progress,
+    progress: Callable[[], Progress] = Progress,
     say: Callable[[str], None] = print,
 ) -> Summary:
-    """Extracts everything that is not extracted yet.
+    """Extracts everything that is not extracted yet, and takes out what has changed or gone.
 
     Args:
         config: the run.
+        retry: do not list the source; try the rejected rows again.
         stop: set it to end early: chunks in flight commit, whole shards are sealed.
         factory: makes the extractor, here and in every actor; the default loads ``config.model``.
-        progress: called with the images in all and those done.
+        progress: makes what counts and prints.
         say: prints a line for the user.
 
     Raises:
@@ -92,9 +65,8 @@ def run_job(
     stop = stop or threading.Event()
     dest = CountingStore(open_store(config.dest, config.storage))
     listed: Counter[str] = Counter()
-    dest.check(missing_ok=True)
-    if load_manifest(dest) is None:
-        require_images(config.sources, config.listing, config.storage)
+    dest.check(missing_ok=not retry)
+    renew = _retrying(config, dest, say) if retry else _listing(config, dest, stop, say, listed)
     address = cluster_address(config.job.address)
     with ExitStack() as stack:
         if address is not None:
@@ -109,114 +81,73 @@ def run_job(
         )
         extractor = make()
         stack.enter_context(Lease(dest, config.job.lease_ttl_s, say, on_lost=stop.set))
-        agree_on(dest, extractor.fingerprint, model, kept_fields(config.sources, config.listing, config.storage))
-        manifest = ensure_manifest(config, dest, extractor, budget, stop, say, listed)
-        plan = Plan.survey(dest, manifest)
-        fingerprint = extractor.fingerprint
+        kept = kept_columns(dest) if retry else kept_fields(config.sources, config.listing, config.storage)
+        agree_on(dest, extractor.fingerprint, model, kept)
+        cut, fingerprint = make_cut(config.job, budget, extractor.outputs), extractor.fingerprint
         del extractor
-        run = _Run(config, dest, manifest, plan, fingerprint, progress(manifest.rows, plan.rows_done), say)
-        if plan.pending():
+
+        def start() -> Workers:
+            from pipeline.dataflow import RayWorkers  # imports ray, which a finished dataset does not need
+            from pipeline.worker import JobSpec
+
             if address is None:
                 say(f"starting Ray on this machine: {budget.max_actors} actor(s), {nodes[0].cpus:g} CPUs")
                 stack.enter_context(local_ray(int(nodes[0].cpus)))
-            run.extract(budget, make, stop)
-        else:
-            run.seal_here()
-        return run.close(stopped=stop.is_set(), requests=(dest.take(), listed))
+            log.budget = budget
+            return RayWorkers(JobSpec(config, budget, fingerprint, make))
+
+        log = RunLog(fingerprint)
+        terms = Terms(config.job.max_passes, config.job.grace_s, stop, (dest,), listed)
+        run = Run(dest, fingerprint, log, terms, start, progress(), say)
+        return course(run, dest, cut, renew, stop, say, retry=retry)
 
 
-class _Run:
-    """The state of one run; lives on the driver's main thread."""
+def course(
+    run: Run, dest: Store, cut: Cut, renew: Renew, stop: threading.Event, say: Callable[[str], None], *, retry: bool
+) -> Summary:
+    """Settles the dataset, renews its manifest once, and settles it again.
 
-    def __init__(
-        self,
-        config: Config,
-        dest: Store,
-        manifest: Manifest,
-        plan: Plan,
-        fingerprint: Fingerprint,
-        progress: Progress,
-        say: Callable[[str], None],
-    ) -> None:
-        self._config = config
-        self._dest = dest
-        self._manifest = manifest
-        self._plan = plan
-        self._fingerprint = fingerprint
-        self._progress = progress
-        self._say = say
-        self._skipped = plan.rows_done
-        self._log = RunLog(manifest, fingerprint, skipped=self._skipped)
+    A retry that was broken off is finished and not begun once more. Raises as :func:`run_job`.
+    """
+    manifest = load_manifest(dest)
+    if manifest is not None:
+        settled = run.settle(manifest)
+        if not settled or stop.is_set() or (retry and run.worked and manifest.last.kind == "retry"):
+            return run.close()
+        if run.worked:
+            say(f"settled: {manifest.rows:,} images, as listed at {manifest.last.listed_at}")
+    renewed = renew(manifest, cut)
+    if renewed is not manifest:
+        run.settle(renewed)
+    return run.close()
 
-    def extract(self, budget: Budget, make: Callable[[], Extractor], stop: threading.Event) -> None:
-        from pipeline.dataflow import Sealer  # imports ray, which a finished dataset does not need
-        from pipeline.worker import JobSpec
 
-        self._log.budget = budget
-        spec = JobSpec(self._config, budget, self._fingerprint, make)
-        sealer = Sealer(self._config, self._fingerprint)
-        for shard in self._plan.sealable():
-            sealer.submit(shard, self._manifest.shards[shard].chunks)
-        for _ in range(self._config.job.max_passes):
-            self._pass(spec, sealer, stop)
-            if stop.is_set() or not self._plan.pending():
-                break
-            self._say(f"{self._plan.pending_chunks} chunks are still missing; going over them again")
-        self._note(sealer, wait=True)
-        self._log.count(sealer.requests)
-        self._progress.finish()
-        if self._plan.pending() and not stop.is_set():
-            raise RaysightError(
-                f"{self._plan.pending_chunks} chunks are missing after {self._config.job.max_passes} passes; run again"
-            )
+def _listing(
+    config: Config, dest: Store, stop: threading.Event, say: Callable[[str], None], requests: Counter[str]
+) -> Renew:
+    """Lists the sources and compares. Looks first whether there is something to list."""
+    names = source_names(config.sources, config.storage)
+    sync = Sync(Listing(names, config.job.limit), config.job.prune, config.job.listing_memory)
+    if load_manifest(dest) is None:
+        require_images(config.sources, config.listing, config.storage)
+    else:
+        check_sources(config.sources, config.storage)
 
-    def _pass(self, spec: JobSpec, sealer: Sealer, stop: threading.Event) -> None:
-        from pipeline.dataflow import run_chunks
+    def renew(manifest: Manifest | None, cut: Cut) -> Manifest:
+        rows = list_rows(config.sources, config.listing, config.storage, config.job.limit, say, requests)
+        return sync_manifest(dest, manifest, sync, until(stop, rows), cut, say)
 
-        next_notice = _STALL_S
-        told = False
-        for result in run_chunks(spec, self._plan.pending(), stop):
-            if stop.is_set() and not told:
-                told = True
-                self._progress.say(f"stopping: chunks in flight have {self._config.job.grace_s:g} s to commit")
-            if result is None:
-                self._progress.tick()
-                if self._progress.idle_s > next_notice:
-                    next_notice += _STALL_S
-                    self._progress.say(f"no result for {self._progress.idle_s:.0f} s; {free_resources()}")
-            else:
-                next_notice = _STALL_S
-                self._log.add(result)
-                self._progress.add(result.rows, sum(result.rejects.values()))
-                if self._plan.commit(result.shard, result.chunk):
-                    sealer.submit(result.shard, self._manifest.shards[result.shard].chunks)
-            self._note(sealer)
+    return renew
 
-    def _note(self, sealer: Sealer, *, wait: bool = False) -> None:
-        for shard in sealer.done(wait=wait):
-            self._plan.seal(shard)
 
-    def seal_here(self) -> None:
-        """Seals in this process, when all chunks are there and no Ray was started."""
-        for shard in self._plan.sealable():
-            seal_shard(self._dest, shard, self._manifest.shards[shard].chunks, self._fingerprint)
-            self._plan.seal(shard)
+def _retrying(config: Config, dest: Store, say: Callable[[str], None]) -> Renew:
+    """Looks the rejected rows up again. There must be a dataset."""
+    if load_info(dest) is None or load_manifest(dest) is None:
+        raise UsageError(f"{dest.root} holds no raysight dataset whose source was listed; run extract")
+    located = functools.lru_cache(lambda source: Located(roots((source,)), config.storage))
 
-    def close(self, *, stopped: bool, requests: Iterable[Mapping[str, int]]) -> Summary:
-        for counts in requests:
-            self._log.count(counts)
-        complete = not self._plan.open
-        if complete:
-            clean_up(self._dest, self._plan.sealed)
-        summary = Summary(
-            rows=self._progress.rows - self._progress.rejects,
-            rejects=self._progress.rejects,
-            skipped=self._skipped,
-            total_rejects=count_rejects(self._dest),
-            total=self._manifest.rows,
-            images_per_second=self._progress.images_per_second if self._progress.rows else 0.0,
-            complete=complete,
-        )
-        if self._progress.rows or stopped:
-            self._dest.put(*self._log.to_object(summary.images_per_second, complete=complete))
-        return summary
+    def renew(manifest: Manifest | None, cut: Cut) -> Manifest:
+        assert manifest is not None
+        return retry_rejects(dest, manifest, cut, lambda source, uris: located(source).look_up(uris), say)
+
+    return renew

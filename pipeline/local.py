@@ -25,7 +25,7 @@ from pipeline.errors import (
 from pipeline.store import Fetched, ObjectInfo, read_judgement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 _READ_THREADS = 8
 _SLOW_READ_S = 0.001  # of a file: a disk that turns or a network, worth threads, which cost three times the CPU
@@ -167,12 +167,21 @@ class LocalStore:
         except UnsupportedError:
             return not (self._folder / key).exists() and self._write(key, path, replace=True)
 
+    def replace_file(self, key: str, path: Path, version: str) -> bool:
+        def changed() -> bool:
+            found = self._look_up(key)
+            return found is None or found.version != version
+
+        return not changed() and self._write(key, path, replace=True, unless=changed)
+
     def put_if_absent(self, key: str, data: bytes) -> bool:
         return self._write(key, data, replace=False)
 
-    def _write(self, key: str, content: bytes | Path, *, replace: bool) -> bool:
+    def _write(
+        self, key: str, content: bytes | Path, *, replace: bool, unless: Callable[[], bool] = lambda: False
+    ) -> bool:
         try:
-            return atomic.write(self._folder / key, content, replace=replace)
+            return atomic.write(self._folder / key, content, replace=replace, unless=unless)
         except OSError as error:
             raise _translate(error, self.uri(key)) from error
 

@@ -16,7 +16,7 @@ _LOG_S = 10.0
 class Progress:
     """Counts images and prints; the driver's loop calls it."""
 
-    def __init__(self, total: int, done: int, stream: TextIO = sys.stderr) -> None:
+    def __init__(self, total: int = 0, done: int = 0, stream: TextIO = sys.stderr) -> None:
         self._total = total
         self._skipped = done
         self._stream = stream
@@ -27,6 +27,11 @@ class Progress:
         self._warm_rows = 0
         self.rows = 0
         self.rejects = 0
+
+    def expect(self, total: int, done: int) -> None:
+        """There are so many images, of which so many are done; called again when a listing changes that."""
+        self._total = total
+        self._skipped = done - self.rows
 
     def add(self, rows: int, rejects: int) -> None:
         """Notes a committed chunk."""

@@ -49,17 +49,17 @@ _OUTAGE = 0.5
 """Fraction of a chunk's reads that must fail for reasons of the store before it counts as an outage."""
 
 
-def read_chunks(config: Config, shard: int, chunks: Sequence[int]) -> Iterator[pa.Table]:
-    """The chunks of one read task, one after another. Raises as :func:`read_chunk`."""
-    manifest, source = _stores(config)
+def read_chunks(config: Config, source: str, shard: int, chunks: Sequence[int]) -> Iterator[pa.Table]:
+    """The chunks of one read task, all of one source, one after another. Raises as :func:`read_chunk`."""
+    manifest, store = _stores(config, source)
     for chunk in chunks:
-        yield read_chunk(manifest, source, shard, chunk, config.limits.max_bytes)
+        yield read_chunk(manifest, store, shard, chunk, config.limits.max_bytes)
 
 
 @functools.lru_cache(maxsize=4)
-def _stores(config: Config) -> tuple[ManifestReader, Located]:
+def _stores(config: Config, source: str) -> tuple[ManifestReader, Located]:
     """Opening a store costs 0.1 s of CPU; a read worker lives for many tasks."""
-    return ManifestReader(open_store(config.dest, config.storage)), Located(roots(config.sources), config.storage)
+    return ManifestReader(open_store(config.dest, config.storage)), Located(roots((source,)), config.storage)
 
 
 def read_chunk(manifest: ManifestReader, source: Fetcher, shard: int, chunk: int, max_bytes: int) -> pa.Table:

@@ -60,12 +60,10 @@ class RunLog:
         budget: what Ray was asked for, once it was.
     """
 
-    def __init__(self, manifest: Manifest, fingerprint: Fingerprint, *, skipped: int) -> None:
+    def __init__(self, fingerprint: Fingerprint) -> None:
         self._started = datetime.now(UTC)
         self._clock = time.monotonic()
-        self._manifest = manifest
         self._fingerprint = fingerprint
-        self._skipped = skipped
         self._sums: dict[str, float] = dict.fromkeys(_SUMS, 0)
         self._rejects: Counter[str] = Counter()
         self._requests: Counter[str] = Counter()
@@ -88,7 +86,9 @@ class RunLog:
         """Notes requests to the stores that no chunk made."""
         self._requests.update(requests)
 
-    def to_object(self, images_per_second: float, *, complete: bool) -> tuple[str, bytes]:
+    def to_object(
+        self, manifest: Manifest, images_per_second: float, *, skipped: int, complete: bool
+    ) -> tuple[str, bytes]:
         """The object's name and content."""
         values: dict[str, Any] = {
             "raysight": __version__,
@@ -96,10 +96,10 @@ class RunLog:
             "started": self._started.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self._clock, 3),
             "complete": complete,
-            "sources": self._manifest.sources,
+            "sources": manifest.sources,
             "fingerprint": self._fingerprint.digest,
-            "images": self._manifest.rows,
-            "skipped": self._skipped,
+            "images": manifest.rows,
+            "skipped": skipped,
             "chunks": self._chunks,
             "retries": self._retries,
             "rejects": dict(self._rejects),

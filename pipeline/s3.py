@@ -181,6 +181,23 @@ class S3Store:
             self._put(key, file)
         return True
 
+    def replace_file(self, key: str, path: Path, version: str) -> bool:
+        with path.open("rb") as file:
+            try:
+                self._client.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=file, IfMatch=f'"{version}"')
+            except (ClientError, BotoCoreError) as error:
+                if already_exists(error):
+                    return False
+                failure = self._translate(error, self.uri(key))
+                if not isinstance(failure, UnsupportedError):
+                    raise failure from error
+                (found,) = self.look_up([key])
+                if found is None or found.version != version:
+                    return False
+                file.seek(0)
+                self._put(key, file)
+        return True
+
     def _put(self, key: str, body: bytes | BufferedReader) -> None:
         try:
             self._client.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=body)

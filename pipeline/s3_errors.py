@@ -30,7 +30,7 @@ def code(error: ClientError) -> str:
 
 
 def already_exists(error: Exception) -> bool:
-    """Whether a conditional PUT found an object in its place."""
+    """Whether a conditional PUT found an object in its place, or another than it was meant for."""
     return isinstance(error, ClientError) and code(error) in _EXISTS
 
 

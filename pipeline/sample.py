@@ -169,7 +169,7 @@ def _draw(dest: Store, manifest: Manifest, count: int, names: list[str]) -> Iter
     """Rows spread evenly over the manifest, so that each shard is drawn with the chance of its rows."""
     chance = random.Random(0)  # noqa: S311 — a sample, not a secret
     picked = chance.sample(range(manifest.rows), min(count, manifest.rows))
-    ends = np.cumsum([shard.rows for shard in manifest.shards])
+    ends = np.cumsum(manifest.live_rows())
     shards, wanted = np.unique(np.searchsorted(ends, picked, side="right"), return_counts=True)
     for shard, number in zip(shards.tolist(), wanted.tolist(), strict=True):
         file = pq.ParquetFile(pa.BufferReader(dest.get(schema.features_shard(shard))))

@@ -11,7 +11,7 @@ import json
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,15 +23,14 @@ from pipeline.errors import NotFoundError, RaysightError
 from pipeline.footer import read_footers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pipeline.fingerprint import Fingerprint
+    from pipeline.manifest import ManifestShard
     from pipeline.storage import Store
 
 NO_REJECTS = ""
 
 
-def seal_shard(dest: Store, shard: int, chunks: Sequence[int], fingerprint: Fingerprint) -> None:
+def seal_shard(dest: Store, shard: int, listed: ManifestShard, fingerprint: Fingerprint) -> None:
     """Turns the committed chunks of a shard into its feature shard (a row group a chunk) and rejects shard.
 
     Can be broken off at any point and called again, also by another process at the same time. Memory is that of one
@@ -40,7 +39,7 @@ def seal_shard(dest: Store, shard: int, chunks: Sequence[int], fingerprint: Fing
     Args:
         dest: the dataset.
         shard: its number.
-        chunks: rows of each chunk, as the manifest has them.
+        listed: what the manifest says of it.
         fingerprint: recorded in the shard.
 
     Raises:
@@ -49,11 +48,11 @@ def seal_shard(dest: Store, shard: int, chunks: Sequence[int], fingerprint: Fing
     """
     if not _is_sealed(dest, shard):
         try:
-            _seal(dest, shard, chunks, fingerprint)
+            _seal(dest, shard, listed, fingerprint)
         except NotFoundError:
             if not _is_sealed(dest, shard):  # else somebody was faster, and has deleted the chunks
                 raise
-    dest.delete([schema.chunk_object(shard, chunk) for chunk in range(len(chunks))])
+    dest.delete([schema.chunk_object(shard, chunk) for chunk in range(len(listed.chunks))])
 
 
 def _is_sealed(dest: Store, shard: int) -> bool:
@@ -61,28 +60,27 @@ def _is_sealed(dest: Store, shard: int) -> bool:
     return any(item.key == key for item in dest.list_objects(key))
 
 
-def _seal(dest: Store, shard: int, chunks: Sequence[int], fingerprint: Fingerprint) -> None:
+def _seal(dest: Store, shard: int, listed: ManifestShard, fingerprint: Fingerprint) -> None:
     with tempfile.TemporaryDirectory(prefix="raysight-seal-") as folder:
         path = Path(folder) / "features.parquet"
-        rejects = _write_features(dest, shard, chunks, fingerprint, path)
+        rejects = _write_features(dest, shard, listed, fingerprint, path)
         if rejects:
             dest.put(rejects_name(shard, rejects), rejects)
         dest.put_file(schema.features_shard(shard), path, replace=False)
 
 
-def _write_features(dest: Store, shard: int, chunks: Sequence[int], fingerprint: Fingerprint, path: Path) -> bytes:
+def _write_features(dest: Store, shard: int, listed: ManifestShard, fingerprint: Fingerprint, path: Path) -> bytes:
     """Writes the feature shard to a file; returns the rejects shard, empty where there are no rejects."""
     with ExitStack() as stack:
         writer: pq.ParquetWriter | None = None
         rejects: list[pa.Table] = []
         rows = 0
-        for chunk, expected in enumerate(chunks):
+        for chunk, expected in enumerate(listed.chunks):
             table = _read_chunk(dest, shard, chunk, expected)
             good = pc.is_null(table["stage"])
             features = table.filter(good).drop_columns([field.name for field in schema.REJECT_FIELDS])
             if writer is None:
-                writer = pq.ParquetWriter(path, features.schema, **parquet_options(features.schema))
-                stack.enter_context(writer)
+                writer = stack.enter_context(features_writer(path, features.schema))
             if len(features):
                 writer.write_table(features, row_group_size=len(features))
             rejects_schema = schema.rejects_schema(schema.kept_fields(table.schema))
@@ -97,10 +95,21 @@ def _write_features(dest: Store, shard: int, chunks: Sequence[int], fingerprint:
             "shard": shard,
             "rows": rows,
             "rejects": len(rejected),
-            "rejects_digest": _digest(data) if data else NO_REJECTS,
+            "rejects_digest": digest(data) if data else NO_REJECTS,
+            "generation": listed.generation,
         }
-        writer.add_key_value_metadata({schema.METADATA_KEY: json.dumps(values, sort_keys=True).encode()})
+        set_metadata(writer, values)
     return data
+
+
+def features_writer(path: Path, columns: pa.Schema) -> pq.ParquetWriter:
+    """A writer of a feature shard."""
+    return pq.ParquetWriter(path, columns, **parquet_options(columns))
+
+
+def set_metadata(writer: pq.ParquetWriter, values: dict[str, Any]) -> None:
+    """Records what a feature shard says of itself."""
+    writer.add_key_value_metadata({schema.METADATA_KEY: json.dumps(values, sort_keys=True).encode()})
 
 
 def _read_chunk(dest: Store, shard: int, chunk: int, expected: int) -> pa.Table:
@@ -115,10 +124,11 @@ def _read_chunk(dest: Store, shard: int, chunk: int, expected: int) -> pa.Table:
 
 def rejects_name(shard: int, data: bytes) -> str:
     """Name of a rejects shard with this content."""
-    return schema.rejects_shard(shard, _digest(data))
+    return schema.rejects_shard(shard, digest(data))
 
 
-def _digest(data: bytes) -> str:
+def digest(data: bytes) -> str:
+    """What stands for the content of a rejects shard in its name: 16 hex digits."""
     return hashlib.sha256(data).hexdigest()[:16]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 from pipeline import schema
 from pipeline.columns import finite_rows, to_numpy
 from pipeline.dataset import describe_kept
+from pipeline.retire import applied_generation, without
 from pipeline.seal import referred_rejects, rejects_name
 
 if TYPE_CHECKING:
@@ -56,11 +58,21 @@ class ShardInspection:
         self._key = schema.features_shard(shard)
         self._report = report
 
-    def check(self, expected: pa.Table, rejects: list[str], info: DatasetInfo) -> None:
-        """Raises ArrowInvalid when a file is not Parquet."""
+    def check(
+        self, listed: pa.Table, retired: list[tuple[int, pa.Table]], rejects: list[str], info: DatasetInfo
+    ) -> None:
+        """Compares a shard with what was listed, without what has left it (generation, rows).
+
+        Raises:
+            ArrowInvalid: a file is not Parquet.
+        """
         file = pq.ParquetFile(pa.BufferReader(self._dest.get(self._key)))
         if schema.metadata(file.metadata).get("fingerprint") != info.fingerprint.to_dict():
             self._report.problem(f"{self._key} has another fingerprint than the dataset")
+        applied = applied_generation(file.metadata)
+        if late := sum(len(rows) for number, rows in retired if number > applied):
+            self._report.problem(f"{late} rows have still to leave shard {self._shard}; run extract again")
+        expected = functools.reduce(without, (rows for number, rows in retired if number <= applied), listed)
         table = file.read()
         rejected = self._rejects(file.metadata, rejects, schema.kept_fields(expected.schema))
         if not self._has_columns(self._key, table, schema.features_schema([])):

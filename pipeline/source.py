@@ -117,6 +117,14 @@ def require_images(sources: Sequence[str], listing: SourceConfig, storage: Stora
             raise UsageError(f"{origin.name} holds no image: {_why_none(origin, listing)}")
 
 
+def check_sources(sources: Sequence[str], storage: StorageConfig) -> None:
+    """Makes sure that the sources can be reached. Raises UsageError or StorageError where not."""
+    for url in sources:
+        origin = resolve(url, storage)
+        if origin.kind is Kind.PREFIX:
+            origin.store.check()
+
+
 def _why_none(origin: Origin, listing: SourceConfig) -> str:
     if listing.include or listing.exclude:
         return "nothing there matches --include and --exclude"

@@ -99,6 +99,12 @@ class Store(Readable, Protocol):
         Where the store lacks conditional puts, two uploads at the same moment can both win.
         """
 
+    def replace_file(self, key: str, path: Path, version: str) -> bool:
+        """Uploads a file atomically in place of this very version of the object; False when it has another by now.
+
+        Where the store lacks conditional puts, and in a folder, there are milliseconds between the look and the write.
+        """
+
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Creates an object, or returns False if it exists. Raises UnsupportedError where the store cannot."""
 

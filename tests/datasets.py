@@ -68,7 +68,7 @@ def extract(source_url: str, dest_url: str, extractor: Extractor, cut: Cut, keep
     for shard, listed in enumerate(manifest.shards):
         for chunk in range(len(listed.chunks)):
             worker.process(read_chunk(reader, source, shard, chunk, LIMITS.max_bytes))
-        seal_shard(dest, shard, listed.chunks, extractor.fingerprint)
+        seal_shard(dest, shard, listed, extractor.fingerprint)
     clean_up(dest, set(range(len(manifest.shards))))
     return manifest
 
@@ -94,7 +94,7 @@ class Numbers:
 
     def seal(self, shard: int, dest: Store | None = None) -> None:
         """Seals a shard, through another store if one is given."""
-        seal_shard(dest or self.dest, shard, self.manifest.shards[shard].chunks, FINGERPRINT)
+        seal_shard(dest or self.dest, shard, self.manifest.shards[shard], FINGERPRINT)
 
 
 def numbers(dest: Store, rows: int, cut: Cut, rejected: Sequence[int] = ()) -> Numbers:
@@ -158,7 +158,7 @@ class FailingStore:
         def call(*arguments: object, **options: object) -> object:
             if self._dead:
                 raise self.DiedError
-            if name in ("put", "put_file", "put_if_absent", "delete"):
+            if name in ("put", "put_file", "put_if_absent", "replace_file", "delete"):
                 if self._left == 0:
                     self._dead = True
                     if self._torn:

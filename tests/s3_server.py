@@ -244,7 +244,8 @@ class FaultLayer:
             return _STATUS[faults.refusing], faults.refusing
         if faults.no_signatures and "HTTP_AUTHORIZATION" in environ:
             return "403 Forbidden", "AccessDenied"
-        if method == "PUT" and faults.no_conditional_puts and "HTTP_IF_NONE_MATCH" in environ:
+        conditional = "HTTP_IF_NONE_MATCH" in environ or "HTTP_IF_MATCH" in environ
+        if method == "PUT" and faults.no_conditional_puts and conditional:
             return "501 Not Implemented", "NotImplemented"
         if method in ("PUT", "DELETE") or (method == "POST" and "delete" in query):
             self._puts += 1

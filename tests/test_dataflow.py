@@ -13,6 +13,8 @@ from pipeline.budget import make_budget
 from pipeline.cluster import Node, local_ray
 from pipeline.config import Config, ImageLimits, JobConfig, ModelConfig, StorageConfig
 from pipeline.errors import RaysightError, StorageError, UnavailableError, UsageError
+from pipeline.local import LocalStore
+from pipeline.manifest import Manifest, ManifestShard, load_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -54,6 +56,12 @@ def spec(tmp_path: Path, photographs: Mapping[str, bytes]) -> JobSpec:
     return JobSpec(config, budget, factory().fingerprint, factory)
 
 
+def listed(spec: JobSpec) -> Manifest:
+    manifest = load_manifest(LocalStore(spec.config.dest))
+    assert manifest is not None
+    return manifest
+
+
 def test_reads_and_actors_do_not_fuse_and_every_chunk_is_a_block(ray_on_two_cpus: None, spec: JobSpec) -> None:
     import ray
 
@@ -61,7 +69,7 @@ def test_reads_and_actors_do_not_fuse_and_every_chunk_is_a_block(ray_on_two_cpus
     from pipeline.worker import Coordinator
 
     coordinator = ray.remote(Coordinator).options(num_cpus=0).remote()
-    source = ChunkSource(spec, [(0, np.arange(10))])
+    source = ChunkSource(spec, listed(spec), [(0, np.arange(10))])
     dataset = build_dataset(spec, source, coordinator).materialize()
     stats = dataset.stats()
     assert "Operator 1 ReadChunks" in stats
@@ -74,7 +82,8 @@ def test_reads_and_actors_do_not_fuse_and_every_chunk_is_a_block(ray_on_two_cpus
 def test_results_come_back_one_for_each_chunk(ray_on_two_cpus: None, spec: JobSpec, tmp_path: Path) -> None:
     from pipeline.dataflow import run_chunks
 
-    results = [item for item in run_chunks(spec, [(0, np.array([1, 3, 9]))], threading.Event()) if item]
+    pending = [(0, np.array([1, 3, 9]))]
+    results = [item for item in run_chunks(spec, listed(spec), pending, threading.Event()) if item]
     assert sorted((item.shard, item.chunk, item.rows, item.attempt) for item in results) == [
         (0, 1, 4, 1),
         (0, 3, 4, 1),
@@ -103,17 +112,19 @@ def test_a_worker_with_another_extractor_ends_the_job_with_the_differences(
 
     other = replace(spec, fingerprint=replace(spec.fingerprint, precision="bf16"))
     with pytest.raises(UsageError, match="precision: bf16 → fp32"):
-        list(run_chunks(other, [(0, np.array([0]))], threading.Event()))
+        list(run_chunks(other, listed(spec), [(0, np.array([0]))], threading.Event()))
 
 
 def test_read_tasks_hold_every_pending_chunk_once(spec: JobSpec) -> None:
     from pipeline.dataflow import ChunkSource
 
-    pending = [(0, np.arange(5)), (7, np.arange(1000, 3000))]
-    tasks = ChunkSource(spec, pending).get_read_tasks(1)
+    pending = [(0, np.arange(5)), (1, np.arange(1000, 3000))]
+    shards = (ManifestShard((), "", "/photos/", 1), ManifestShard((), "", "/more/", 2))
+    tasks = ChunkSource(spec, Manifest(shards, ()), pending).get_read_tasks(1)
     assert sum(task.metadata.num_rows for task in tasks) == 2005
-    found = [(task.read_fn.args[1], chunk) for task in tasks for chunk in task.read_fn.args[2]]
+    found = [(task.read_fn.args[2], chunk) for task in tasks for chunk in task.read_fn.args[3]]
     assert found == [(shard, int(chunk)) for shard, chunks in pending for chunk in chunks]
+    assert {(task.read_fn.args[1], task.read_fn.args[2]) for task in tasks} == {("/photos/", 0), ("/more/", 1)}
 
 
 def test_the_coordinator_counts_attempts_until_a_chunk_is_committed() -> None:

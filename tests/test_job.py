@@ -121,10 +121,16 @@ def test_another_fingerprint_is_refused_with_the_differences(undisturbed: tuple[
     assert "model: " not in output
 
 
-def test_another_source_is_refused(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
-    code, output = jobs.run("extract", tmp_path, undisturbed[0], *jobs.MODEL)
+def test_a_source_that_is_not_there_is_refused(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
+    code, output = jobs.run("extract", tmp_path / "nowhere", undisturbed[0], *jobs.MODEL)
     assert code == 2
-    assert "use another DEST" in output
+    assert "there is no folder" in output
+
+
+def test_pruning_what_a_limit_cut_off_is_refused(undisturbed: tuple[Path, str], corpus: Path) -> None:
+    code, output = jobs.run("extract", corpus, undisturbed[0], *jobs.MODEL, "--prune", "--limit", "3")
+    assert code == 2
+    assert "--prune with --limit would drop everything beyond the limit" in output
 
 
 def test_a_job_killed_at_any_moment_is_finished_by_the_next(

@@ -60,7 +60,7 @@ def test_a_task_gives_its_chunks_one_by_one(tmp_path: Path) -> None:
     for number in range(12):
         source.put(f"{number:02d}.jpg", b"x")
     manifest_of(source, tmp_path / "out")
-    tables = read_chunks(Config((str(tmp_path / "in"),), str(tmp_path / "out")), 0, [2, 0])
+    tables = read_chunks(Config(("elsewhere",), str(tmp_path / "out")), str(tmp_path / "in"), 0, [2, 0])
     assert [table["chunk"][0].as_py() for table in tables] == [2, 0]
 
 
@@ -178,7 +178,7 @@ def test_several_tasks_of_one_worker_do_not_disturb_each_other(tmp_path: Path) -
     write_generation(dest, None, Listing((source.root,)), list_rows([source.root]), Cut(2, 1000, 4))
     config = Config((str(tmp_path / "in"),), str(tmp_path / "out"))
     with ThreadPoolExecutor(4) as pool:
-        tables = pool.map(lambda shard: list(read_chunks(config, shard, [0, 1])), [*range(10)] * 10)
+        tables = pool.map(lambda shard: list(read_chunks(config, config.sources[0], shard, [0, 1])), [*range(10)] * 10)
         seen = [outcomes(table) for task in tables for table in task]
     expected = [{f"{n:02d}.jpg": str(n).encode() for n in (first, first + 1)} for first in range(0, 40, 2)]
     assert seen == expected * 10

@@ -66,12 +66,12 @@ def write_log(
 ) -> None:
     """What a job that did these chunks leaves behind."""
     dest = open_store(str(folder), STORAGE)
-    log = RunLog(manifest(folder), FINGERPRINT, skipped=7)
+    log = RunLog(FINGERPRINT)
     log.budget = budget
     for chunk in chunks:
         log.add(chunk)
     log.count({"put": 3, "list": 2})
-    dest.put(*log.to_object(rate, complete=complete))
+    dest.put(*log.to_object(manifest(folder), rate, skipped=7, complete=complete))
 
 
 def manifest(folder: Path) -> Manifest:

@@ -79,6 +79,7 @@ def test_the_metadata_names_the_fingerprint_and_a_digest_of_the_rejects(tmp_path
         "rows": 3,
         "rejects": 3,
         "rejects_digest": digest,
+        "generation": 1,
     }
 
 

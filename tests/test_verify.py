@@ -302,7 +302,7 @@ def test_a_uri_that_the_manifest_names_twice_is_found(dataset: Path) -> None:
     digest = hashlib.sha256(first.read_bytes()).hexdigest()
     values["shards"] = [{**shard, "sha256": digest} for shard in values["shards"]]
     marker.write_text(json.dumps(values))
-    assert findings(dataset) == "PROBLEM      the manifest names a uri twice"
+    assert findings(dataset) == "PROBLEM      two live rows of the manifest have the same uri"
 
 
 @pytest.mark.parametrize("key", [FIRST, SECOND])

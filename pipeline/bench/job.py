@@ -34,8 +34,8 @@ _SAMPLE_S = 0.25
 class _Timeline(Progress):
     """Notes when the last shard was sealed."""
 
-    def __init__(self, total: int, done: int) -> None:
-        super().__init__(total, done, io.StringIO())
+    def __init__(self) -> None:
+        super().__init__(stream=io.StringIO())
         self.sealed = 0.0
 
     def finish(self) -> None:
@@ -67,8 +67,8 @@ def run(
     Path(dest).mkdir(parents=True)
     timelines: list[_Timeline] = []
 
-    def progress(total: int, done: int) -> Progress:
-        timelines.append(_Timeline(total, done))
+    def progress() -> Progress:
+        timelines.append(_Timeline())
         return timelines[-1]
 
     stop, samples = threading.Event(), list[tuple[int, float]]()
