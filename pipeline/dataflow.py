@@ -217,7 +217,7 @@ class RayWorkers:
 
     def __init__(self, spec: JobSpec) -> None:
         self._spec = spec
-        self._finish = ray.remote(_finish).options(max_retries=3, retry_exceptions=[UnavailableError])
+        self._finish = ray.remote(max_retries=3, retry_exceptions=[UnavailableError])(_finish)
         self._running: list[Any] = []
         self.requests: Counter[str] = Counter()
 
