@@ -18,7 +18,7 @@ from pipeline.errors import InterruptedJobError
 from pipeline.extractor import Extractor, load_extractor
 from pipeline.generation import Listing, write_generation
 from pipeline.manifest import ManifestReader
-from pipeline.preflight import _until
+from pipeline.preflight import until
 from pipeline.read import read_chunk
 from pipeline.source import list_rows
 from pipeline.storage import open_store
@@ -120,7 +120,7 @@ def test_a_result_survives_its_way_through_a_table(extractor: Extractor, row: pa
 
 def test_a_listing_that_is_asked_to_stop_stops() -> None:
     stop = threading.Event()
-    objects = _until(stop, iter([1, 2, 3]))  # type: ignore[arg-type]
+    objects = until(stop, iter([1, 2, 3]))  # type: ignore[arg-type]
     assert next(objects) == 1
     stop.set()
     with pytest.raises(InterruptedJobError, match="lists anew"):

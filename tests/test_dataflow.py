@@ -98,7 +98,8 @@ def test_waves_one_after_another_leave_no_chunk_out(ray_on_two_cpus: None, spec:
     from pipeline.dataflow import run_chunks
 
     small = replace(spec, config=replace(spec.config, job=replace(spec.config.job, wave_chunks=2)))
-    results = [item for item in run_chunks(small, [(0, np.array([0, 1, 2]))], threading.Event()) if item]
+    pending = [(0, np.array([0, 1, 2]))]
+    results = [item for item in run_chunks(small, listed(spec), pending, threading.Event()) if item]
     assert [item.chunk for item in results[2:]] == [2]
     assert sorted(item.chunk for item in results) == [0, 1, 2]
 
