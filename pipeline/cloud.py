@@ -112,8 +112,10 @@ class CloudStore:
             return ObjectInfo(key, meta["size"], _version(meta["e_tag"]))
         except Exception as error:
             failure = self._translate(error, self.uri(key))
-            if isinstance(failure, (NotFoundError, ForbiddenError)):
+            if isinstance(failure, NotFoundError):
                 return None
+            if isinstance(failure, ForbiddenError):
+                return ObjectInfo.unseen(key)
             raise failure from error
 
     def fetch_many(self, keys: Sequence[str], max_bytes: int) -> list[Fetched | RejectError]:

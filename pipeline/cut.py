@@ -73,5 +73,5 @@ def _first_chunk(table: pa.Table, cut: Cut) -> int:
     """How many of the first rows make a chunk; all of them where the next ones may still belong to it."""
     most = min(cut.chunk_rows, cut.shard_rows)
     sizes = table["size"].slice(0, most + 1).to_numpy()
-    fitting = int(np.searchsorted(np.cumsum(sizes), cut.chunk_bytes, side="right"))
+    fitting = int(np.searchsorted(np.cumsum(sizes.clip(0)), cut.chunk_bytes, side="right"))
     return min(max(fitting, 1), most)

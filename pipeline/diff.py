@@ -140,23 +140,25 @@ class Difference:
         self._run(f"CREATE TABLE firsts AS SELECT min({_ROW}) AS n FROM {listing} GROUP BY uri")
         self._run(f"""
             CREATE TABLE listed AS
-            SELECT n, uri, etag{self._kept_columns} FROM (SELECT {_ROW} AS n, * FROM {listing})
+            SELECT n, uri, size, etag{self._kept_columns} FROM (SELECT {_ROW} AS n, * FROM {listing})
             SEMI JOIN firsts USING (n)""")
         self._load_live(manifest, sources)
         names = ["etag", *(f"kept_{number}" for number in range(len(self._kept)))]
         differs = " OR ".join(f"listed.{name} IS DISTINCT FROM live.{name}" for name in names)
-        # A table of URIs lists an object that is not there without an etag.
+        # A table of URIs lists an object without an etag when it is not there, and with a size of -1 when nobody knows.
         self._run(f"""
             CREATE TABLE fates AS SELECT * FROM (
                 SELECT live.shard, live.uri, live.etag, listed.n, CASE
                     WHEN listed.n IS NULL THEN CASE WHEN live.here AND {whole} THEN 'gone' END
+                    WHEN listed.size < 0 THEN NULL
                     WHEN listed.etag = '' THEN CASE WHEN live.etag <> '' OR {prune} THEN 'gone' END
                     WHEN {differs} THEN 'changed' END AS reason
                 FROM live LEFT JOIN listed USING (uri)
             ) WHERE reason IS NOT NULL""")
         self._run(f"""
             CREATE TABLE chosen AS
-            SELECT n FROM (SELECT n, uri FROM listed WHERE etag <> '' OR NOT {prune}) ANTI JOIN live USING (uri)
+            SELECT n FROM (SELECT n, uri FROM listed WHERE etag <> '' OR size < 0 OR NOT {prune})
+            ANTI JOIN live USING (uri)
             UNION ALL SELECT n FROM fates WHERE reason = 'changed'
             ORDER BY n""")
         listed = self._number("SELECT count(*) FROM listed")

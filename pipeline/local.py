@@ -125,8 +125,10 @@ class LocalStore:
     def _look_up(self, key: str) -> ObjectInfo | None:
         try:
             stat = (self._folder / key).stat()
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except PermissionError:
+            return ObjectInfo.unseen(key)
         except OSError as error:
             raise _translate(error, self.uri(key)) from error
         return ObjectInfo(key, stat.st_size, _version(stat))

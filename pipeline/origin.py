@@ -64,7 +64,8 @@ def resolve(url: str, storage: StorageConfig) -> Origin:
         return _resolve_object(url, Kind.TABLE, storage)
     if url.lower().endswith(SUFFIXES):
         origin = _resolve_object(url, Kind.OBJECT, storage)
-        if origin.store.look_up([origin.key])[0] is not None:
+        (found,) = origin.store.look_up([origin.key])
+        if found is not None and found.seen:
             return origin
     store = open_readable(url, storage)
     return Origin(Kind.PREFIX, store.root, store)

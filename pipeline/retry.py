@@ -90,8 +90,9 @@ def _live(dest: Store, manifest: Manifest, shard: int) -> pa.Table:
 
 def _renewed(table: pa.Table, found: list[ObjectInfo | None]) -> pa.Table:
     """The rows with size and version as they are today."""
-    sizes = [info.size if info else size for info, size in zip(found, table["size"].to_pylist(), strict=True)]
-    etags = [info.version if info else etag for info, etag in zip(found, table["etag"].to_pylist(), strict=True)]
+    known = [info if info is not None and info.seen else None for info in found]
+    sizes = [info.size if info else size for info, size in zip(known, table["size"].to_pylist(), strict=True)]
+    etags = [info.version if info else etag for info, etag in zip(known, table["etag"].to_pylist(), strict=True)]
     for name, values in (("size", sizes), ("etag", etags)):
         index = table.schema.get_field_index(name)
         field = table.schema.field(index)

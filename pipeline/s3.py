@@ -140,8 +140,10 @@ class S3Store:
             return ObjectInfo(key, meta["size"], (meta["e_tag"] or "").strip('"'))
         except Exception as error:
             failure = self._translate(error, self.uri(key))
-            if isinstance(failure, (NotFoundError, ForbiddenError)):
+            if isinstance(failure, NotFoundError):
                 return None
+            if isinstance(failure, ForbiddenError):
+                return ObjectInfo.unseen(key)
             raise failure from error
 
     def fetch_many(self, keys: Sequence[str], max_bytes: int) -> list[Fetched | RejectError]:

@@ -55,7 +55,8 @@ def list_rows(
 
     Yields:
         batches of MANIFEST_SCHEMA and the kept columns, of at most a thousand rows, none of them empty. A uri comes
-        once. Objects named by a table that are not there, or may not be seen, have size 0 and etag "".
+        once. Of objects that a table names, those that are not there have size 0 and etag "", those that may not
+        be seen size -1.
 
     Raises:
         UsageError: a source, a column or a pattern is not what it should be.
@@ -228,7 +229,7 @@ class _Lister:
         if rows["etag"].null_count:
             found = self._located.look_up(rows["uri"].to_pylist())
             self._requests.update(self._located.take())
-            if not any(found):
+            if not any(item is not None and item.seen for item in found):
                 self._located.check()  # a bucket that is not there at all is no matter of single rows
             columns[1] = pa.array([item.size if item else 0 for item in found], pa.int64())
             columns[2] = pa.array([item.version if item else "" for item in found], pa.string())

@@ -18,13 +18,23 @@ class ObjectInfo:
 
     Attributes:
         key: name relative to the store's root.
-        size: bytes.
+        size: bytes; -1 where the store would not say.
         version: changes when the content does: the ETag of a bucket, size and mtime (ns) of a file.
     """
 
     key: str
     size: int
     version: str
+
+    @property
+    def seen(self) -> bool:
+        """Whether the store told anything; else the object may be there or not."""
+        return self.size >= 0
+
+    @classmethod
+    def unseen(cls, key: str) -> ObjectInfo:
+        """An object that the store would not say anything of, such as a forbidden one."""
+        return cls(key, -1, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +60,10 @@ class Fetcher(Protocol):
         """
 
     def look_up(self, keys: Sequence[str]) -> list[ObjectInfo | None]:
-        """What the store knows of each object, in order; None for one that is not there or may not be seen."""
+        """What the store knows of each object, in order; None for one that is not there.
+
+        One that may not be seen is not ``seen``: nobody knows whether it is gone.
+        """
 
     def fetch_many(self, keys: Sequence[str], max_bytes: int) -> list[Fetched | RejectError]:
         """Many objects at once, in order; what is wrong with one object stands in its place.

@@ -77,7 +77,7 @@ class WebStore:
             raise UnavailableError(f"{key}: {error}") from error
 
     def look_up(self, keys: Sequence[str]) -> list[ObjectInfo | None]:
-        """One HEAD each, or a GET of one byte where a server refuses HEAD. A server that is down has no objects."""
+        """One HEAD each, or a GET of one byte where a server refuses HEAD. Nothing is seen on a server that is down."""
         with ThreadPoolExecutor(self._in_flight) as pool:
             return list(pool.map(self._look_up, keys))
 
@@ -100,7 +100,7 @@ class WebStore:
             finally:
                 answer.close()
         except (HTTPError, StorageError):
-            return None  # the read judges it, with the error
+            return ObjectInfo.unseen(key)  # the read judges it, with the error
 
     def fetch_many(self, keys: Sequence[str], max_bytes: int) -> list[Fetched | RejectError]:
         if not keys:

@@ -135,12 +135,9 @@ def test_what_is_wrong_with_one_url_stands_in_its_place(web: tuple[str, Counter[
         "TooManyBytes",
         "Unavailable",
     ]
-    assert [item is not None for item in open_readable(address, HASTY).look_up(urls)] == [
-        True,
-        *[False] * 3,
-        True,
-        False,
-    ]
+    found = open_readable(address, HASTY).look_up(urls)
+    assert [item is not None for item in found] == [True, False, True, True, True, True]
+    assert [item is not None and item.seen for item in found] == [True, False, False, False, True, False]
 
 
 def test_a_table_on_a_web_server_is_a_source_and_a_folder_there_is_none(

@@ -1,0 +1,92 @@
+"""What a listing changes in a dataset, row by row."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from pipeline import schema
+from pipeline.cut import Cut
+from pipeline.diff import Counts, Difference
+from pipeline.generation import Listing, write_generation
+from pipeline.local import LocalStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TABLE = "/data/table.csv"
+CAPTIONED = pa.schema([*schema.MANIFEST_SCHEMA, pa.field("caption", pa.string())])
+
+
+def rows(*values: tuple[str, int, str, str]) -> list[tuple[str, pa.RecordBatch]]:
+    columns = [list(column) for column in zip(*values, strict=True)]
+    return [(TABLE, pa.record_batch(columns, schema=CAPTIONED))]
+
+
+def compare(
+    folder: Path,
+    before: list[tuple[str, pa.RecordBatch]],
+    after: list[tuple[str, pa.RecordBatch]],
+    *,
+    prune: bool = False,
+    whole: bool = True,
+) -> tuple[Counts, list[str], list[tuple[str, str]]]:
+    """Counts, uris to extract, and (uri, reason) of the rows that leave."""
+    dest = LocalStore(str(folder / "out"))
+    manifest = write_generation(dest, None, Listing((TABLE,)), before, Cut(2, 1 << 20, 100))
+    (folder / "work").mkdir()
+    with closing(Difference(folder / "work", 256 << 20)) as difference:
+        difference.stage(after, lambda _: None)
+        difference.fetch(dest, manifest)
+        counts = difference.compare(manifest, (TABLE,), prune=prune, whole=whole)
+        chosen = [uri for _, batch in difference.chosen() for uri in batch["uri"].to_pylist()]
+        leaving = [
+            (row["uri"], row["reason"]) for _, table in difference.leaving(prune=prune) for row in table.to_pylist()
+        ]
+    return counts, chosen, leaving
+
+
+BEFORE = rows(("a", 1, "1", "x"), ("b", 1, "1", "x"), ("c", 1, "1", "x"))
+
+
+def test_the_same_listing_changes_nothing(tmp_path: Path) -> None:
+    counts, chosen, leaving = compare(tmp_path, BEFORE, BEFORE, prune=True)
+    assert counts == Counts(listed=3, duplicates=0, new=0, changed=0, gone=0)
+    assert (chosen, leaving) == ([], [])
+
+
+def test_another_etag_and_another_kept_value_are_both_a_change(tmp_path: Path) -> None:
+    after = rows(("a", 1, "2", "x"), ("b", 1, "1", "y"), ("c", 1, "1", "x"))
+    counts, chosen, leaving = compare(tmp_path, BEFORE, after)
+    assert (counts.changed, counts.new, counts.gone) == (2, 0, 0)
+    assert chosen == ["a", "b"]
+    assert leaving == [("a", "changed"), ("b", "changed")]
+
+
+def test_a_row_that_is_not_listed_or_not_there_leaves_only_when_asked_for(tmp_path: Path) -> None:
+    after = rows(("a", 1, "1", "x"), ("b", 0, "", "x"))
+    for prune, expected in ((False, []), (True, [("b", "gone"), ("c", "gone")])):
+        folder = tmp_path / str(prune)
+        folder.mkdir()
+        counts, chosen, leaving = compare(folder, BEFORE, after, prune=prune)
+        assert (counts.gone, chosen, leaving) == (2, [], expected)
+
+
+def test_what_may_not_be_seen_is_not_gone_and_not_changed(tmp_path: Path) -> None:
+    after = rows(("a", -1, "", "x"), ("b", -1, "", "x"), ("c", 1, "1", "x"), ("d", -1, "", "x"), ("e", 0, "", "x"))
+    counts, chosen, leaving = compare(tmp_path, BEFORE, after, prune=True)
+    assert (counts.gone, counts.changed, leaving) == (0, 0, [])
+    assert chosen == ["d"]  # its read will say why; e is not there, and pruned as it comes
+
+
+def test_in_a_listing_that_was_cut_short_nothing_is_gone(tmp_path: Path) -> None:
+    counts, _, _ = compare(tmp_path, BEFORE, rows(("a", 1, "1", "x")), whole=False)
+    assert counts.gone == 0
+
+
+def test_of_a_uri_listed_twice_the_first_row_counts(tmp_path: Path) -> None:
+    after = rows(("a", 1, "1", "x"), ("n", 1, "1", "first"), ("n", 1, "2", "second"), ("b", 1, "1", "x"))
+    counts, chosen, _ = compare(tmp_path, BEFORE, after)
+    assert (counts.duplicates, counts.new, chosen) == (1, 1, ["n"])
