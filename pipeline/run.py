@@ -221,7 +221,7 @@ class Run:
         if parts:
             self.worked = True
             rows = sum(part.rows for part in parts)
-            self._say(f"taking {rows:,} rows of older versions and of gone objects out of {len(parts):,} shard(s)")
+            self._say(f"rows of older versions and of gone objects to take out: {rows:,}, from {len(parts):,} shard(s)")
         for start in range(0, len(parts), _REWRITES_AT_ONCE):
             for part in parts[start : start + _REWRITES_AT_ONCE]:
                 if self._terms.stop.is_set():

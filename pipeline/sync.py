@@ -120,7 +120,7 @@ def describe(counts: Counts, *, prune: bool, first: bool) -> Iterator[str]:
     else:
         yield f"{counts.listed:,} images: {counts.new:,} new, {counts.changed:,} changed"
     if counts.duplicates:
-        yield f"{counts.duplicates:,} rows of the listing name an image again; the first one of each holds"
+        yield f"named again by the listing: {counts.duplicates:,}; the first row of each holds"
     if counts.gone:
         what = "their rows are dropped" if prune else "--prune drops their rows"
-        yield f"{counts.gone:,} objects are gone from the source; {what}"
+        yield f"gone from the source: {counts.gone:,}; {what}"

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from typing import TYPE_CHECKING, Any
 
 import duckdb
-import jobs
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -25,7 +22,6 @@ from pipeline.verify import verify
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from s3_server import Bucket
 
 CUT = Cut(chunk_rows=2, chunk_bytes=1 << 30, shard_rows=4)
 
@@ -74,24 +70,3 @@ def test_a_dataset_that_keeps_other_columns_is_refused_with_the_difference(table
     agree_on(dest, extractor.fingerprint, MODEL, kept)
     with pytest.raises(UsageError, match=r"caption: string → tags: list<.*use the same --keep"):
         agree_on(dest, extractor.fingerprint, MODEL, other)
-
-
-@pytest.mark.ray
-def test_a_job_turns_a_csv_of_objects_with_captions_into_features_with_captions(
-    bucket: Bucket, tmp_path: Path, photographs: dict[str, bytes]
-) -> None:
-    names = ("chelsea.png", "coffee.png", "rocket.jpg")
-    bucket.fill({f"{name}": photographs[name] for name in names})
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["id", "uri", "caption"])
-    writer.writerows(
-        (n, f"{bucket.url}/{name}", f"this, they say, is\n{name}") for n, name in enumerate((*names, names[0]))
-    )
-    (tmp_path / "table.csv").write_text(text.getvalue(), newline="")
-    arguments = ("extract", tmp_path / "table.csv", tmp_path / "out", "--keep", "caption", *jobs.MODEL)
-    code, output = jobs.run(*arguments, env=bucket.server.environment())
-    assert code == 0, output
-    assert "1 rows of" in output
-    rows = duckdb.sql(f"select uri, caption, len(embedding) from '{tmp_path}/out/features/*.parquet'").fetchall()
-    assert sorted(rows) == [(f"{bucket.url}/{name}", f"this, they say, is\n{name}", 64) for name in names]
