@@ -87,12 +87,13 @@ def run_job(
         del extractor
 
         def start() -> Workers:
-            from pipeline.dataflow import RayWorkers  # imports ray, which a finished dataset does not need
-            from pipeline.worker import JobSpec
-
             if address is None:
                 say(f"starting Ray on this machine: {budget.max_actors} actor(s), {nodes[0].cpus:g} CPUs")
                 stack.enter_context(local_ray(int(nodes[0].cpus)))
+            # These import ray: a finished dataset has no need of it, and it reads its environment as it is imported.
+            from pipeline.dataflow import RayWorkers
+            from pipeline.worker import JobSpec
+
             log.budget = budget
             return RayWorkers(JobSpec(config, budget, fingerprint, make))
 

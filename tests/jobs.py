@@ -46,7 +46,7 @@ def write_corpus(folder: Path, photographs: Mapping[str, bytes], count: int) -> 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Of a job's process: workers can import the stubs and this checkout's modules, and no other Ray is meant."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return {**inherited, "PYTHONPATH": f"{TESTS}:{TESTS.parent}", "RAY_AUTH_MODE": "token", **(extra or {})}
+    return {**inherited, "PYTHONPATH": f"{TESTS}:{TESTS.parent}", **(extra or {})}
 
 
 def start(
