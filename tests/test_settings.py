@@ -201,8 +201,8 @@ def values(key: Key) -> st.SearchStrategy[Any]:
             low if above is None else math.nextafter(above, math.inf), high, allow_nan=False, allow_infinity=False
         )
     one = st.lists(one, max_size=3).map(tuple) if key.many else one
-    # A path is anchored as it is read, which a file beside it would undo once more: absolute ones stay.
-    return one.map(lambda text: f"/{text}") if key.rules.get("path") else one
+    # A path is anchored as it is read, which a file beside it would undo once more: absolute, normal ones stay.
+    return one.map(lambda text: str(Path(f"/{text}"))) if key.rules.get("path") else one
 
 
 def some_settings() -> st.SearchStrategy[Settings]:
