@@ -6,7 +6,7 @@ import argparse
 import math
 import re
 import tomllib
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -280,11 +280,9 @@ def test_config_as_toml_can_be_fed_back(
     again.parent.mkdir()
     again.write_text(capsys.readouterr().out)
     assert settle(file=again).settings == settle(file=file).settings
-    assert tomllib.loads(again.read_text())["model"] == {
-        **{item.name: getattr(ModelConfig(), item.name) for item in fields(ModelConfig)},
-        "name": "resnet50",
-        "weights": str(tmp_path / "w.pth"),
-    }
+    written = tomllib.loads(again.read_text())["model"]
+    assert written.keys() == {name for name, value in asdict(ModelConfig()).items() if value is not None}
+    assert (written["name"], written["weights"]) == ("resnet50", str(tmp_path / "w.pth"))
 
 
 def test_the_example_in_the_documentation_is_read_as_it_stands(write: Callable[[str], Path]) -> None:
