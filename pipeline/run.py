@@ -20,18 +20,14 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from pipeline.actor import ChunkResult
     from pipeline.counting import CountingStore
     from pipeline.fingerprint import Fingerprint
     from pipeline.manifest import Manifest
+    from pipeline.plan import Pending
     from pipeline.progress import Progress
     from pipeline.runlog import RunLog
     from pipeline.storage import Store
-
-    Pending = Sequence[tuple[int, NDArray[np.intp]]]
 
 _STALL_S = 60.0
 """Seconds without a result after which the run says what the workers have free."""
