@@ -22,11 +22,12 @@ from pipeline.origin import roots
 from pipeline.preflight import make_cut, settle_precision, until
 from pipeline.progress import Progress
 from pipeline.retry import kept_columns, retry_rejects
-from pipeline.run import Run, Summary, Terms, Workers
+from pipeline.run import Run
 from pipeline.runlog import RunLog
 from pipeline.source import check_sources, kept_fields, list_rows, require_images, source_names
 from pipeline.storage import open_store
 from pipeline.sync import Sync, sync_manifest
+from pipeline.terms import Summary, Terms
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from pipeline.cut import Cut
     from pipeline.manifest import Manifest
     from pipeline.storage import Store
+    from pipeline.terms import Workers
 
     Renew = Callable[[Manifest | None, Cut], Manifest]
 
@@ -91,7 +93,7 @@ def run_job(
                 say(f"starting Ray on this machine: {budget.max_actors} actor(s), {nodes[0].cpus:g} CPUs")
                 stack.enter_context(local_ray(int(nodes[0].cpus)))
             # These import ray: a finished dataset has no need of it, and it reads its environment as it is imported.
-            from pipeline.dataflow import RayWorkers
+            from pipeline.rayworkers import RayWorkers
             from pipeline.worker import JobSpec
 
             log.budget = budget

@@ -80,7 +80,7 @@ def test_reads_and_actors_do_not_fuse_and_every_chunk_is_a_block(ray_on_two_cpus
 
 
 def test_results_come_back_one_for_each_chunk(ray_on_two_cpus: None, spec: JobSpec, tmp_path: Path) -> None:
-    from pipeline.dataflow import run_chunks
+    from pipeline.running import run_chunks
 
     pending = [(0, np.array([1, 3, 9]))]
     results = [item for item in run_chunks(spec, listed(spec), pending, threading.Event()) if item]
@@ -95,7 +95,7 @@ def test_results_come_back_one_for_each_chunk(ray_on_two_cpus: None, spec: JobSp
 def test_waves_one_after_another_leave_no_chunk_out(ray_on_two_cpus: None, spec: JobSpec) -> None:
     from dataclasses import replace
 
-    from pipeline.dataflow import run_chunks
+    from pipeline.running import run_chunks
 
     small = replace(spec, config=replace(spec.config, job=replace(spec.config.job, wave_chunks=2)))
     pending = [(0, np.array([0, 1, 2]))]
@@ -109,7 +109,7 @@ def test_a_worker_with_another_extractor_ends_the_job_with_the_differences(
 ) -> None:
     from dataclasses import replace
 
-    from pipeline.dataflow import run_chunks
+    from pipeline.running import run_chunks
 
     other = replace(spec, fingerprint=replace(spec.fingerprint, precision="bf16"))
     with pytest.raises(UsageError, match="precision: bf16 → fp32"):
@@ -154,22 +154,22 @@ def test_a_stopped_coordinator_begins_nothing_and_is_drained_when_all_results_we
 def test_our_own_error_is_found_below_rays_wrappers() -> None:
     from ray.exceptions import RayTaskError
 
-    from pipeline.dataflow import _explain
+    from pipeline.rayerrors import explain
 
     wrapped = RayTaskError(
         "read", "Traceback …", UnavailableError("the store is down\nFailed to apply UDF …")
     ).as_instanceof_cause()
-    found = _explain(wrapped)
+    found = explain(wrapped)
     assert type(found) is UnavailableError
     assert isinstance(found, StorageError)
     assert str(found) == "the store is down"
 
 
 def test_a_foreign_error_is_named_with_its_last_line() -> None:
-    from pipeline.dataflow import _explain
+    from pipeline.rayerrors import explain
 
     error = RuntimeError("outer")
     error.__cause__ = OSError("first\nlast")
-    found = _explain(error)
+    found = explain(error)
     assert type(found) is RaysightError
     assert "OSError: last" in str(found)

@@ -25,13 +25,24 @@ LADDER = (
     ("origin", "read"),
     ("source", "extractor", "commit", "seal"),
     ("actor",),
-    ("dataflow", "cluster"),
+    ("terms", "run", "worker", "cluster"),
+    ("dataflow",),
+    ("running",),
+    ("rayworkers",),
     ("job",),
     ("cli", "show"),
 )
 """Modules of ``pipeline`` from the bottom to the top; what is not named here may stand anywhere but in a circle."""
 
-RAY = ("pipeline.cluster", "pipeline.dataflow", "pipeline.worker", "pipeline.raystats", "pipeline.bench")
+RAY = (
+    "pipeline.cluster",
+    "pipeline.dataflow",
+    "pipeline.running",
+    "pipeline.rayworkers",
+    "pipeline.worker",
+    "pipeline.raystats",
+    "pipeline.bench",
+)
 """What may import ray: the job's side of it, its workers' side, and measurements."""
 
 

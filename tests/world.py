@@ -27,11 +27,12 @@ from pipeline.manifest import ManifestReader
 from pipeline.progress import Progress
 from pipeline.read import read_chunk
 from pipeline.retry import retry_rejects
-from pipeline.run import Run, Summary, Terms
+from pipeline.run import Run
 from pipeline.runlog import RunLog
 from pipeline.schema import embedding_field
 from pipeline.source import list_rows
 from pipeline.sync import Sync, sync_manifest
+from pipeline.terms import Summary, Terms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

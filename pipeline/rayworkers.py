@@ -1,0 +1,73 @@
+"""The workers of a run, on Ray."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from pipeline.cluster import free_resources
+from pipeline.counting import CountingStore
+from pipeline.errors import UnavailableError
+from pipeline.rayerrors import explain
+from pipeline.running import run_chunks
+from pipeline.storage import open_store
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterable, Iterator
+
+    from pipeline.actor import ChunkResult
+    from pipeline.config import Config
+    from pipeline.manifest import Manifest
+    from pipeline.plan import Pending
+    from pipeline.storage import Store
+    from pipeline.worker import JobSpec
+
+
+def _finish(config: Config, shard: int, task: Callable[[Store], None]) -> tuple[int, dict[str, int]]:
+    dest = CountingStore(open_store(config.dest, config.storage))
+    task(dest)
+    return shard, dest.take()
+
+
+class RayWorkers:
+    """The workers of a run on Ray: a Ray Data graph for chunks, tasks of their own for shards. Adds up ``requests``."""
+
+    def __init__(self, spec: JobSpec) -> None:
+        self._spec = spec
+        self._finish = ray.remote(max_retries=3, retry_exceptions=[UnavailableError])(_finish)
+        self._running: list[Any] = []
+        self.requests: Counter[str] = Counter()
+
+    def chunks(self, manifest: Manifest, pending: Pending, stop: threading.Event) -> Iterator[ChunkResult | None]:
+        """As :func:`pipeline.running.run_chunks`."""
+        return run_chunks(self._spec, manifest, pending, stop)
+
+    def submit(self, shard: int, task: Callable[[Store], None], cpus: float) -> None:
+        """Starts sealing or rewriting a shard."""
+        self._running.append(self._finish.options(num_cpus=cpus).remote(self._spec.config, shard, task))
+
+    def done(self, *, wait: bool = False) -> Iterable[int]:
+        """The shards finished since the last call; with ``wait``, all that was submitted.
+
+        Raises:
+            RaysightError: a shard could not be finished.
+        """
+        if not self._running:
+            return []
+        ready, self._running = ray.wait(
+            self._running, num_returns=len(self._running), timeout=None if wait else 0, fetch_local=True
+        )
+        try:
+            sealed: list[tuple[int, dict[str, int]]] = ray.get(ready)
+        except Exception as error:
+            raise explain(error) from error
+        for _, requests in sealed:
+            self.requests.update(requests)
+        return [shard for shard, _ in sealed]
+
+    def free(self) -> str:
+        """What the cluster has free."""
+        return free_resources()
