@@ -34,7 +34,7 @@ format: $(STAMP)  ## rewrite the code the way ruff wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## the project's measurements, as a table with ratios
+bench: $(STAMP)  ## the project's measurements in their quick form, as tables with ratios
 	$(BIN)/raysight bench
 
 soak: $(STAMP)  ## the tests that take longer than the test budget

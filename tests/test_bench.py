@@ -1,21 +1,27 @@
 from __future__ import annotations
 
+import argparse
+import importlib
 import io
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.bench import limit, peers, suites
+from pipeline.bench import limit, peers
+from pipeline.bench.cli import add_commands
 from pipeline.bench.corpus import photographs, write_corpus, write_tiny
 from pipeline.bench.runner import measure
+from pipeline.bench.suite import Bench, Suite
+from pipeline.bench.suites import SUITES
+from pipeline.bench.suites.feed import Sizes, measure_feed
+from pipeline.bench.suites.memory import jobs
 from pipeline.bench.table import ratios, render, slope, spread
 from pipeline.errors import RaysightError
-from serve.cli import main
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -84,18 +90,15 @@ def test_the_limit_prepares_on_every_core(kind: str, source: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def feed(work: Path, source: Path) -> tuple[Path, Path]:
+def feed(work: Path, source: Path) -> tuple[Path, dict[str, Any]]:
     """The folder that ``raysight bench feed`` worked in, and its figures."""
-    figures = work / "figures.json"
-    count = str(len(list(source.iterdir())))
-    small = ["--images", count, "--peer-images", count, "--rounds", "1", "--work", str(work), "--output", str(figures)]
-    assert main(["bench", "feed", *small]) == 0
-    return work, figures
+    count = len(list(source.iterdir()))
+    return work, measure_feed(Bench(work), Sizes(images=count, peer_images=count))
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(1200)
-def test_raysight_and_its_peers_write_the_same_features(feed: tuple[Path, Path], source: Path) -> None:
+def test_raysight_and_its_peers_write_the_same_features(feed: tuple[Path, dict[str, Any]], source: Path) -> None:
     # The oracle is timm's own transform. Two levels of 255, over the least standard deviation.
     transform = peers.timm_transform()
     expected = {
@@ -113,8 +116,8 @@ def test_raysight_and_its_peers_write_the_same_features(feed: tuple[Path, Path],
 
 @pytest.mark.ray
 @pytest.mark.timeout(1200)
-def test_feed_keeps_the_figures_of_every_measurement(feed: tuple[Path, Path]) -> None:
-    answer = json.loads(feed[1].read_text())["feed"]
+def test_feed_keeps_the_figures_of_every_measurement(feed: tuple[Path, dict[str, Any]]) -> None:
+    answer = json.loads(json.dumps(feed[1]))
     assert set(answer["results"]) == {
         "limit, threads",
         "limit, processes",
@@ -146,7 +149,7 @@ def test_the_bare_loop_runs_a_model_over_all_batches(source: Path) -> None:
 @pytest.mark.timeout(1200)
 def test_memory_shows_rows_chunks_and_the_driver_at_each_size(tmp_path: Path) -> None:
     lines: list[str] = []
-    answer = suites.memory(tmp_path, [(60, 5)], TIMEOUT_S, lines.append)
+    answer = jobs(Bench(tmp_path, say=lines.append), [(60, 5)])
     (job,) = answer["results"]
     assert (job["rows"], job["images"], job["rejects"]) == (60, 60, 0)
     assert all(mib > 1 for _, mib in job["memory"])
@@ -160,10 +163,47 @@ def test_a_measurement_that_fails_says_why(tmp_path: Path) -> None:
         measure("limit:threads", arguments, timeout_s=TIMEOUT_S)
 
 
-def test_a_size_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def _noting_suite(bench: Bench) -> dict[str, Any]:
+    """Stands for a suite of another package."""
+    return {"full": bench.full, "work": bench.work.name}
+
+
+NOTING = Suite("noting", "notes what it is given", "test_bench:_noting_suite")
+
+
+def _bench(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    add_commands(parser.add_subparsers(), [NOTING])
+    options = parser.parse_args(["bench", *arguments])
+    code: int = options.run(options)
+    return code
+
+
+def test_a_suite_from_elsewhere_is_run_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "figures.json"
+    assert _bench("noting", "--full", "--work", str(tmp_path / "here"), "--output", str(output)) == 0
+    assert json.loads(output.read_text()) == {"noting": {"full": True, "work": "here"}}
+    assert "## noting: notes what it is given" in capsys.readouterr().out
+
+
+def test_the_form_is_the_quick_one_unless_asked(tmp_path: Path) -> None:
+    output = tmp_path / "figures.json"
+    _bench("noting", "--output", str(output))
+    assert json.loads(output.read_text())["noting"]["full"] is False
+
+
+def test_a_suite_that_is_none_is_refused_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["bench", "memory", "--sizes", "10"])
-    assert "ROWS:CHUNK_ROWS" in capsys.readouterr().err
+        _bench("speed")
+    error = capsys.readouterr().err
+    assert "there is no suite speed" in error
+    assert "feed, forward" in error
+
+
+@pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.name)
+def test_every_suite_is_where_it_says(suite: Suite) -> None:
+    module, _, function = suite.where.partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
 
 
 # ---- the table

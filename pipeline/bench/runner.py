@@ -27,7 +27,8 @@ def measure(
     """Calls a function of this package in a fresh process.
 
     Args:
-        where: ``module:function`` below ``pipeline.bench``; takes keyword arguments and returns a dict, all plain JSON.
+        where: ``module:function``, the module below ``pipeline.bench`` or with its whole dotted name; takes keyword
+            arguments and returns a dict, all plain JSON.
         arguments: its keyword arguments.
         timeout_s: seconds after which the process is asked to end, and then ended.
         environment: added to this process's own.
@@ -68,7 +69,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _main(where: str, arguments: str, answer: str) -> None:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     module, _, name = where.partition(":")
-    result = getattr(importlib.import_module(f"pipeline.bench.{module}"), name)(**json.loads(arguments))
+    whole = module if "." in module else f"pipeline.bench.{module}"
+    result = getattr(importlib.import_module(whole), name)(**json.loads(arguments))
     Path(answer).write_text(json.dumps(result))
 
 

@@ -1,0 +1,11 @@
+"""The suites of ``raysight bench``. The endpoint's are added at the root command, which stands above both."""
+
+from __future__ import annotations
+
+from pipeline.bench.suite import Suite
+
+SUITES = (
+    Suite("feed", "how fast the model is fed, beside other ways of doing it", "pipeline.bench.suites.feed:run"),
+    Suite("forward", "how much of the bare forward loop a job keeps", "pipeline.bench.suites.forward:run"),
+    Suite("memory", "whether the driver's memory stays flat", "pipeline.bench.suites.memory:run"),
+)
