@@ -19,7 +19,7 @@ from serve.doors import FINGERPRINT, Doors
 from serve.errors import ApiError
 from serve.metrics import Metrics
 from serve.outputs import columns_of
-from serve.page import Page
+from serve.page import routes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -47,7 +47,15 @@ def create_app(engine: Engine, keys: KeyRing | None) -> FastAPI:
         await engine.stop()
 
     metrics = Metrics(engine)
-    app = FastAPI(title="raysight", version=__version__, description="Features of images.", lifespan=lifespan)
+    app = FastAPI(
+        title="raysight",
+        version=__version__,
+        description="Features of images.",
+        lifespan=lifespan,
+        docs_url=None,  # those of FastAPI have their viewers from a CDN
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     app.include_router(Doors(engine, keys, metrics).router())
 
     @app.get("/healthz")
@@ -63,7 +71,7 @@ def create_app(engine: Engine, keys: KeyRing | None) -> FastAPI:
             return schemas.Status(status="draining")
         return schemas.Status(status="ready")
 
-    app.mount("/", Page(), name="page")
+    app.routes.extend(routes())
     app.add_middleware(_Envelope, metrics=metrics, digest=engine.fingerprint(columns_of(engine.outputs)).digest)
     app.add_exception_handler(ApiError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_route)
@@ -74,7 +82,7 @@ def create_app(engine: Engine, keys: KeyRing | None) -> FastAPI:
 
 
 class _Envelope:
-    """What every answer has: the fingerprint, a place in the figures, and no guessing of its type."""
+    """What every answer has: the fingerprint, a place in the figures, no guessing of its type; and to HEAD, no body."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, digest: str) -> None:
         self._app = app
@@ -88,6 +96,9 @@ class _Envelope:
         start = time.perf_counter()
         status = 500
         name = FINGERPRINT.lower().encode()
+        head = scope["method"] == "HEAD"
+        if head:
+            scope = {**scope, "method": "GET"}
 
         async def send_on(message: Message) -> None:
             nonlocal status
@@ -97,6 +108,8 @@ class _Envelope:
                 if all(key.lower() != name for key, _ in headers):
                     headers.append((name, self._digest))
                 message = {**message, "headers": headers}
+            elif head:
+                message = {**message, "body": b""}
             await send(message)
 
         try:
@@ -116,7 +129,10 @@ async def _refuse_route(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
     refusal = ApiError(error.status_code, code, f"{error.detail}; /docs names what there is")
-    return JSONResponse(refusal.body(), error.status_code, headers=dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if headers.get("Allow") == "GET":
+        headers["Allow"] = "GET, HEAD"
+    return JSONResponse(refusal.body(), error.status_code, headers=headers)
 
 
 async def _refuse_parameters(_: Request, error: Exception) -> Response:

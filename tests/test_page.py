@@ -508,6 +508,20 @@ def test_the_page_asks_nothing_of_other_machines(browser: Browser, url: str, cat
     assert [name for name in asked if not name.startswith((url, "blob:"))] == []
 
 
+def test_the_documentation_renders_without_asking_other_machines(browser: Browser, url: str) -> None:
+    browser.open(f"{url}docs")
+    find = browser.driver.find_elements
+    browser.wait(lambda: find("css selector", ".opblock-summary-path"))
+    paths = [element.text for element in find("css selector", ".opblock-summary-path")]
+    shown = {path.replace("\N{ZERO WIDTH SPACE}", "") for path in paths}
+    assert shown >= {"/v1/embeddings", "/v1/features", "/v1/classify", "/v1/models", "/healthz"}
+    browser.driver.find_element("css selector", "#operations-default-features_v1_features_post button").click()
+    browser.wait(lambda: "Outputs of one image or several" in browser.driver.find_element("id", "api").text)
+    asked = browser.script("return performance.getEntriesByType('resource').map((entry) => entry.name);")
+    assert f"{url}docs/swagger-ui-bundle.js" in asked
+    assert [name for name in asked if not name.startswith((url, "data:"))] == []
+
+
 def test_a_policy_forbids_what_the_page_does_not_do(url: str) -> None:
     for name in ("", "main.js", "style.css"):
         with urllib.request.urlopen(url + name) as answer:

@@ -254,11 +254,44 @@ def test_what_is_no_image_request_is_refused(client: Client, options: dict[str, 
     assert answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize(("method", "url", "status"), [("GET", "/v1/nothing", 404), ("PUT", "/v1/features", 405)])
-def test_a_wrong_route_gets_an_error_of_the_same_shape(client: Client, method: str, url: str, status: int) -> None:
+@pytest.mark.parametrize("method", ["GET", "PUT", "POST", "DELETE"])
+@pytest.mark.parametrize("url", ["/v1/nothing", "/v1/features/", "/static/", "/docs/../serve/page.py"])
+def test_where_nothing_is_every_method_gets_a_404(client: Client, method: str, url: str) -> None:
     answer = client.request(method, url)
-    assert answer.status_code == status
-    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("url", "allowed"),
+    [
+        ("/v1/embeddings", "POST"),
+        ("/v1/features", "POST"),
+        ("/v1/classify", "POST"),
+        ("/v1/models", "GET, HEAD"),
+        ("/v1/models/test_vit", "GET, HEAD"),
+        ("/metrics", "GET, HEAD"),
+        ("/healthz", "GET, HEAD"),
+        ("/", "GET, HEAD"),
+        ("/main.js", "GET, HEAD"),
+        ("/docs", "GET, HEAD"),
+    ],
+)
+def test_another_method_is_a_405_that_names_the_right_one(client: Client, url: str, allowed: str) -> None:
+    for method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} - set(allowed.split(", ")):
+        answer = client.request(method, url)
+        assert answer.status_code == 405, (method, answer.text)
+        assert sorted(answer.headers["allow"].split(", ")) == sorted(allowed.split(", "))
+        if method != "HEAD":
+            assert answer.json()["error"]["code"] == "method_not_allowed"
+            assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("url", ["/", "/healthz", "/readyz", "/v1/models", "/main.js", "/docs", "/openapi.json"])
+def test_head_answers_as_get_does_without_a_body(client: Client, url: str) -> None:
+    head, get = client.request("HEAD", url), client.get(url)
+    assert (head.status_code, head.content) == (200, b"")
+    assert {**head.headers, "date": ""} == {**get.headers, "date": ""}
+    assert len(get.content) == int(head.headers["content-length"])
 
 
 def test_an_accident_is_a_500_that_tells_nothing(extractor: Extractor) -> None:

@@ -1,0 +1,2 @@
+// The viewer would send the document's address to a validator elsewhere: it is told of none.
+window.SwaggerUIBundle({ url: "/openapi.json", dom_id: "#api", deepLinking: true, validatorUrl: null });
