@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.config import Config
 from pipeline.errors import UsageError
 from pipeline.interrupt import Interruptible
-from pipeline.options import add_config_option, add_model_options, add_setting, natural
+from pipeline.options import add_config_option, add_model_options, add_setting, dollars, natural
 from pipeline.settings import load_settings
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ def _add_extract(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_setting(job, "job.limit", "only the first so many images of the listing", default="all")
     add_setting(job, "job.prune", "drop the rows of images that are gone from the source")
     job.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    job.add_argument(
+        "--dollars-per-hour", type=dollars, metavar="X", help="with --dry-run: of all machines of the run it goes by"
+    )
     parser.set_defaults(run=run_extract)
 
 
@@ -125,7 +128,9 @@ def run_extract(options: argparse.Namespace) -> int:
     if options.dry_run:
         from pipeline.dryrun import dry_run
 
-        return EXIT_OK if dry_run(config, print) else EXIT_USAGE
+        return EXIT_OK if dry_run(config, print, options.dollars_per_hour) else EXIT_USAGE
+    if options.dollars_per_hour is not None:
+        raise UsageError("--dollars-per-hour goes with --dry-run; of a run that is done: raysight report")
     return _run_job(config, retry=False)
 
 

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from pipeline.budget import make_budget
 from pipeline.cluster import cluster_address, this_machine
 from pipeline.dataset import describe_kept, kept_differences, load_info
+from pipeline.estimate import describe_estimate, last_measured
 from pipeline.extractor import load_extractor
 from pipeline.generation import Listing
 from pipeline.manifest import load_manifest
@@ -29,8 +30,13 @@ if TYPE_CHECKING:
     from pipeline.storage import Store
 
 
-def dry_run(config: Config, say: Callable[[str], None]) -> bool:
-    """Prints the source, the model, the state of the destination, and who would get which CPUs.
+def dry_run(config: Config, say: Callable[[str], None], dollars_per_hour: float | None = None) -> bool:
+    """Prints the source, the model, the state of the destination, what is to do, and who would get which CPUs.
+
+    Args:
+        config: the run.
+        say: prints a line.
+        dollars_per_hour: of all machines of the last run, for what is to do.
 
     Returns:
         whether the job would run; False when the destination refuses it.
@@ -51,9 +57,14 @@ def dry_run(config: Config, say: Callable[[str], None]) -> bool:
     say(f"outputs      {', '.join(fingerprint.outputs)}")
     say(f"fingerprint  {fingerprint.digest}")
     if manifest is None:
-        _describe_new(config, dest, extractor, budget, say)
+        images = _describe_new(config, dest, extractor, budget, say)
     else:
-        _describe_existing(config, dest, manifest, say)
+        images = _describe_existing(config, dest, manifest, say)
+    measured = last_measured(dest, dollars_per_hour) if manifest is not None else None
+    first, *rest = describe_estimate(measured, images)
+    say(f"estimate     {first}")
+    for line in rest:
+        say(f"             {line}")
     if obstacles := list(_obstacles(config, dest, extractor)):
         say("refused      the job would not write here:")
         for line in obstacles:
@@ -62,9 +73,7 @@ def dry_run(config: Config, say: Callable[[str], None]) -> bool:
     return not obstacles
 
 
-def _describe_new(
-    config: Config, dest: Store, extractor: Extractor, budget: Budget, say: Callable[[str], None]
-) -> None:
+def _describe_new(config: Config, dest: Store, extractor: Extractor, budget: Budget, say: Callable[[str], None]) -> int:
     names = ", ".join(source_names(config.sources, config.storage))
     images = size = 0
     for _, rows in list_rows(config.sources, config.listing, config.storage, config.job.limit, say):
@@ -74,16 +83,17 @@ def _describe_new(
     say(f"source       {names}: {images:,} images, {size / 2**20:,.1f} MiB")
     say(f"dest         {dest.root}: new; about {-(-images // cut.chunk_rows):,} chunk(s) of {cut.chunk_rows}")
     say(f"             in {-(-images // cut.shard_rows):,} shard(s) of up to {cut.shard_rows:,} rows")
+    return images
 
 
-def _describe_existing(config: Config, dest: Store, manifest: Manifest, say: Callable[[str], None]) -> None:
+def _describe_existing(config: Config, dest: Store, manifest: Manifest, say: Callable[[str], None]) -> int:
     plan, job = Plan.survey(dest, manifest), config.job
     names = source_names(config.sources, config.storage)
     say(f"dest         {dest.root}: {plan.rows_done:,} of {manifest.rows:,} images done, as listed at")
     say(f"             {manifest.last.listed_at}, {len(plan.sealed):,} of {len(manifest.shards):,} shards sealed")
     if plan.open or unapplied(dest, manifest):
         say(f"source       {', '.join(names)}: listed again once the {plan.pending_chunks:,} chunks to do are done")
-        return
+        return manifest.rows - plan.rows_done
     sync = Sync(Listing(names, job.limit), job.prune, job.listing_memory)
     rows = list_rows(config.sources, config.listing, config.storage, job.limit, say)
     with compare(dest, manifest, sync, rows, say) as (_, counts):
@@ -91,6 +101,7 @@ def _describe_existing(config: Config, dest: Store, manifest: Manifest, say: Cal
     say(f"source       {', '.join(names)}: {found}")
     for note in notes:
         say(f"             {note}")
+    return counts.new + counts.changed
 
 
 def _obstacles(config: Config, dest: Store, extractor: Extractor) -> Iterator[str]:

@@ -175,7 +175,13 @@ def test_dry_run_prints_the_plan_writes_nothing_and_never_imports_ray(photos: Pa
     assert f"dest         {out}/: new; about 2 chunk(s) of 2" in finished.stdout
     assert "model        test_vit, fp32" in finished.stdout
     assert "embedding: float32[" in finished.stdout
+    assert "estimate     none: no run of this dataset is on record" in finished.stdout
     assert not out.exists()
+
+
+def test_a_price_without_a_dry_run_exits_2(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused("extract", photos, tmp_path / "out", *SMALL, "--dollars-per-hour", "2") == 2
+    assert "--dollars-per-hour goes with --dry-run" in capsys.readouterr().err
 
 
 def test_dry_run_of_a_job_that_would_be_refused_says_so_and_exits_2(
