@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import obstore
 from obstore import exceptions as obstore_errors
 from obstore.store import AzureStore, GCSStore
 
-from pipeline.bounded import gather_bounded
-from pipeline.errors import ForbiddenError, NotFoundError, RejectError, StorageError, UnavailableError, UsageError
-from pipeline.store import Fetched, ObjectInfo, read_judgement
+from pipeline import obstore_reads
+from pipeline.errors import ForbiddenError, NotFoundError, StorageError, UnavailableError, UsageError
+from pipeline.store import ObjectInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from pipeline.config import StorageConfig
+    from pipeline.errors import RejectError
+    from pipeline.store import Fetched
 
-_BACKOFF_BASE = 3  # as for S3
 _GONE_BUCKET = ("<Code>NoSuchBucket</Code>", "<Code>ContainerNotFound</Code>", "The specified bucket does not exist")
 _CREDENTIALS = {
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
@@ -50,16 +49,7 @@ class CloudStore:
         try:
             store: GCSStore | AzureStore = kind(
                 self._bucket,
-                client_options={
-                    "allow_http": True,
-                    "connect_timeout": timedelta(seconds=config.connect_timeout_s),
-                    "timeout": timedelta(seconds=config.timeout_s),
-                },
-                retry_config={
-                    "max_retries": max_retries,
-                    "retry_timeout": timedelta(seconds=config.retry_timeout_s),
-                    "backoff": {"base": _BACKOFF_BASE},
-                },
+                **obstore_reads.client_options(config, max_retries, allow_http=True),
                 **unsigned,
             )
         except (obstore_errors.BaseError, ValueError) as error:
@@ -89,52 +79,33 @@ class CloudStore:
                 for item in page:
                     if item["path"].startswith(self._prefix + prefix if start else self._prefix):
                         key = item["path"][len(self._prefix) :]
-                        yield ObjectInfo(key, item["size"], _version(item["e_tag"]))
+                        yield ObjectInfo(key, item["size"], obstore_reads.version(item["e_tag"]))
         except Exception as error:
             raise self._translate(error, self.root + prefix) from error
 
     def get_file(self, key: str, path: Path) -> str:
         try:
-            answer = obstore.get(self._store, self._prefix + key)
-            with path.open("wb") as file:
-                for part in answer.stream():
-                    file.write(part)
-            return _version(answer.meta["e_tag"])
+            return obstore_reads.download(self._store, self._prefix + key, path)
         except Exception as error:
             raise self._translate(error, self.uri(key)) from error
 
     def look_up(self, keys: Sequence[str]) -> list[ObjectInfo | None]:
-        return asyncio.run(gather_bounded(self._look_up, keys, self._in_flight))
-
-    async def _look_up(self, key: str) -> ObjectInfo | None:
-        try:
-            meta = await obstore.head_async(self._store, self._prefix + key)
-            return ObjectInfo(key, meta["size"], _version(meta["e_tag"]))
-        except Exception as error:
-            failure = self._translate(error, self.uri(key))
-            if isinstance(failure, NotFoundError):
-                return None
-            if isinstance(failure, ForbiddenError):
-                return ObjectInfo.unseen(key)
-            raise failure from error
+        return obstore_reads.look_up_each(
+            keys,
+            lambda key: obstore_reads.head(self._store, self._prefix + key, key),
+            self._translate,
+            self.uri,
+            self._in_flight,
+        )
 
     def fetch_many(self, keys: Sequence[str], max_bytes: int) -> list[Fetched | RejectError]:
-        return asyncio.run(gather_bounded(lambda key: self._fetch(key, max_bytes), keys, self._in_flight))
-
-    async def _fetch(self, key: str, max_bytes: int) -> Fetched | RejectError:
-        try:
-            answer = await obstore.get_async(self._store, self._prefix + key)
-            if answer.meta["size"] > max_bytes:
-                return read_judgement("TooManyBytes", self.uri(key))
-            return Fetched(bytes(await answer.bytes_async()), _version(answer.meta["e_tag"]))
-        except Exception as error:
-            match failure := self._translate(error, self.uri(key)):
-                case NotFoundError():
-                    return read_judgement("NotFound", self.uri(key))
-                case ForbiddenError():
-                    return read_judgement("Forbidden", self.uri(key))
-                case _:
-                    return RejectError("read", "Unavailable", str(failure))
+        return obstore_reads.fetch_each(
+            keys,
+            lambda key: obstore_reads.fetch(self._store, self._prefix + key, self.uri(key), max_bytes),
+            self._translate,
+            self.uri,
+            self._in_flight,
+        )
 
     def uri(self, key: str) -> str:
         return self.root + key
@@ -156,7 +127,3 @@ class CloudStore:
         if isinstance(error, ValueError):
             return NotFoundError(f"{where}: a key that cannot be asked for ({text})")
         return UnavailableError(f"{where}: {text.splitlines()[0]}")
-
-
-def _version(etag: str | None) -> str:
-    return (etag or "").strip('"')

@@ -13,16 +13,11 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from pipeline import atomic
 from pipeline.atomic import PARTIAL
-from pipeline.errors import (
-    ForbiddenError,
-    NotFoundError,
-    RejectError,
-    StorageError,
-    UnavailableError,
-    UnsupportedError,
-    UsageError,
-)
-from pipeline.store import Fetched, ObjectInfo, read_judgement
+from pipeline.errors import NotFoundError, RejectError, UnsupportedError, UsageError
+from pipeline.judgement import judge_fetch, judge_look_up, rejection
+from pipeline.local_errors import translate
+from pipeline.store import Fetched, ObjectInfo
+from pipeline.walk import walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -54,7 +49,7 @@ class LocalStore:
             raise UsageError(f"there is no folder {self._folder}")
 
     def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Files in the order of their names. Links to files count as files; links to folders are not followed.
+        """As :func:`pipeline.walk.walk`.
 
         Raises:
             NotFoundError: the folder itself does not exist.
@@ -62,7 +57,7 @@ class LocalStore:
         """
         if not self._folder.is_dir():
             raise NotFoundError(f"there is no folder {self._folder}")
-        for entry in self._walk(prefix):
+        for entry in walk(str(self._folder), prefix):
             if not entry.name.startswith(PARTIAL):
                 try:
                     stat = entry.stat()
@@ -70,38 +65,11 @@ class LocalStore:
                     continue  # deleted since
                 yield ObjectInfo(entry.path[len(self.root) :], stat.st_size, _version(stat))
 
-    def _walk(self, prefix: str) -> Iterator[os.DirEntry[str]]:
-        top, _, start = prefix.rpartition("/")
-        pending = [os.path.join(self._folder, top)]  # noqa: PTH118 — strings: a hot path
-        first = True
-        while pending:
-            # Sorted, so that the same folder gives the same manifest on every machine.
-            ordered = sorted(self._entries(pending.pop()), key=lambda entry: entry.name)
-            below = []
-            for entry in ordered:
-                if first and not entry.name.startswith(start):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    below.append(entry.path)
-                elif _is_file(entry):
-                    yield entry
-            pending.extend(reversed(below))
-            first = False
-
-    def _entries(self, folder: str) -> list[os.DirEntry[str]]:
-        try:
-            with os.scandir(folder) as entries:
-                return list(entries)
-        except (FileNotFoundError, NotADirectoryError):
-            return []  # a prefix that nothing has, or a folder deleted since
-        except OSError as error:
-            raise _translate(error, folder) from error
-
     def get(self, key: str) -> bytes:
         try:
             return (self._folder / key).read_bytes()
         except OSError as error:
-            raise _translate(error, self.uri(key)) from error
+            raise translate(error, self.uri(key)) from error
 
     def get_tail(self, key: str, size: int) -> bytes:
         try:
@@ -109,7 +77,7 @@ class LocalStore:
                 file.seek(-min(size, os.fstat(file.fileno()).st_size), os.SEEK_END)
                 return file.read()
         except OSError as error:
-            raise _translate(error, self.uri(key)) from error
+            raise translate(error, self.uri(key)) from error
 
     def get_file(self, key: str, path: Path) -> str:
         try:
@@ -117,7 +85,7 @@ class LocalStore:
                 shutil.copyfileobj(source, target, 1 << 20)
                 return _version(os.fstat(source.fileno()))
         except OSError as error:
-            raise _translate(error, self.uri(key)) from error
+            raise translate(error, self.uri(key)) from error
 
     def look_up(self, keys: Sequence[str]) -> list[ObjectInfo | None]:
         return [self._look_up(key) for key in keys]
@@ -125,12 +93,8 @@ class LocalStore:
     def _look_up(self, key: str) -> ObjectInfo | None:
         try:
             stat = (self._folder / key).stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except PermissionError:
-            return ObjectInfo.unseen(key)
         except OSError as error:
-            raise _translate(error, self.uri(key)) from error
+            return judge_look_up(translate(error, self.uri(key)), key)
         return ObjectInfo(key, stat.st_size, _version(stat))
 
     def fetch_many(self, keys: Sequence[str], max_bytes: int) -> list[Fetched | RejectError]:
@@ -149,16 +113,16 @@ class LocalStore:
             with (self._folder / key).open("rb") as file:
                 stat = os.fstat(file.fileno())
                 if stat.st_size > max_bytes:
-                    return read_judgement("TooManyBytes", self.uri(key))
+                    return rejection("TooManyBytes", self.uri(key))
                 return Fetched(file.read(), _version(stat))
         except (FileNotFoundError, NotADirectoryError):
             if not self._folder.is_dir():
                 return RejectError("read", "Unavailable", f"the folder {self._folder} is gone")
-            return read_judgement("NotFound", self.uri(key))
-        except (PermissionError, IsADirectoryError):
-            return read_judgement("Forbidden", self.uri(key))
+            return rejection("NotFound", self.uri(key))
+        except IsADirectoryError:
+            return rejection("Forbidden", self.uri(key))
         except OSError as error:
-            return RejectError("read", "Unavailable", f"{error.strerror}: {self.uri(key)}")
+            return judge_fetch(translate(error, self.uri(key)), self.uri(key))
 
     def put(self, key: str, data: bytes) -> None:
         self._write(key, data, replace=True)
@@ -185,7 +149,7 @@ class LocalStore:
         try:
             return atomic.write(self._folder / key, content, replace=replace, unless=unless)
         except OSError as error:
-            raise _translate(error, self.uri(key)) from error
+            raise translate(error, self.uri(key)) from error
 
     def delete(self, keys: Sequence[str]) -> None:
         folders = set()
@@ -194,7 +158,7 @@ class LocalStore:
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
-                raise _translate(error, self.uri(key)) from error
+                raise translate(error, self.uri(key)) from error
             folders.add(path.parent)
         for folder in folders - {self._folder}:
             try:
@@ -202,11 +166,13 @@ class LocalStore:
             except OSError as error:
                 # A folder that still holds something stays; one that is gone already is fine.
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
-                    raise _translate(error, str(folder)) from error
+                    raise translate(error, str(folder)) from error
 
     def sweep(self, prefix: str) -> int:
         """Nobody but the job that holds the lease may call this: a writer that lives loses its file."""
-        partial = [entry.path[len(self.root) :] for entry in self._walk(prefix) if entry.name.startswith(PARTIAL)]
+        partial = [
+            entry.path[len(self.root) :] for entry in walk(str(self._folder), prefix) if entry.name.startswith(PARTIAL)
+        ]
         self.delete(partial)
         return len(partial)
 
@@ -223,25 +189,5 @@ class LocalStore:
         return path.removeprefix(self.root)
 
 
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether there is a file, or a link to one. A link to nothing or in a circle is none."""
-    try:
-        return entry.is_file()
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return False
-        raise _translate(error, entry.path) from error
-
-
 def _version(stat: os.stat_result) -> str:
     return f"{stat.st_size:x}-{stat.st_mtime_ns:x}"
-
-
-def _translate(error: OSError, where: str) -> StorageError:
-    kinds: dict[type[OSError], type[StorageError]] = {
-        FileNotFoundError: NotFoundError,
-        NotADirectoryError: NotFoundError,
-        PermissionError: ForbiddenError,
-    }
-    kind = kinds.get(type(error), UnavailableError)
-    return kind(f"{where}: {error.strerror or error}")

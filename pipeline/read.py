@@ -15,11 +15,11 @@ import pyarrow as pa
 from pipeline import schema
 from pipeline.counting import CountingFetcher
 from pipeline.errors import RejectError, UnavailableError
+from pipeline.judgement import rejection
 from pipeline.located import Located
 from pipeline.manifest import ManifestReader
 from pipeline.origin import roots
 from pipeline.storage import Fetched, open_store
-from pipeline.store import read_judgement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -130,9 +130,9 @@ def _fetch(source: Fetcher, listed: list[dict[str, Any]], max_bytes: int) -> lis
     answers = iter(source.fetch_many([source.key(row["uri"]) for row in listed if row["size"] <= max_bytes], max_bytes))
     result: list[Fetched | RejectError] = []
     for row in listed:
-        answer = next(answers) if row["size"] <= max_bytes else read_judgement("TooManyBytes", row["uri"])
+        answer = next(answers) if row["size"] <= max_bytes else rejection("TooManyBytes", row["uri"])
         changed = isinstance(answer, Fetched) and answer.version != row["etag"]
-        result.append(read_judgement("Changed", row["uri"]) if changed else answer)
+        result.append(rejection("Changed", row["uri"]) if changed else answer)
     return result
 
 

@@ -13,6 +13,8 @@ from botocore.exceptions import ClientError
 from obstore.auth.boto3 import Boto3CredentialProvider
 from obstore.store import S3Store as ObstoreS3
 
+from pipeline.obstore_reads import client_options
+
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
@@ -20,9 +22,6 @@ if TYPE_CHECKING:
 
 _CREDENTIALS_TTL = timedelta(minutes=9)
 """How long obstore may use credentials without asking: botocore hands out none with less than ten minutes to live."""
-
-_BACKOFF_BASE = 3
-"""obstore draws each pause between the first one and this multiple of the last; 2 would grow too slowly to matter."""
 
 
 class S3Clients:
@@ -70,16 +69,7 @@ class S3Clients:
             options["credential_provider"] = Boto3CredentialProvider(self._session, ttl=_CREDENTIALS_TTL)
         return ObstoreS3(
             bucket,
-            client_options={
-                "allow_http": endpoint.startswith("http://"),
-                "connect_timeout": timedelta(seconds=self._config.connect_timeout_s),
-                "timeout": timedelta(seconds=self._config.timeout_s),
-            },
-            retry_config={
-                "max_retries": self._config.max_retries,
-                "retry_timeout": timedelta(seconds=self._config.retry_timeout_s),
-                "backoff": {"base": _BACKOFF_BASE},
-            },
+            **client_options(self._config, self._config.max_retries, allow_http=endpoint.startswith("http://")),
             **options,
         )
 

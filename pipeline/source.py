@@ -5,29 +5,23 @@ A source is a folder or prefix, one image, or a table of URIs; ``pipeline.origin
 
 from __future__ import annotations
 
-import tempfile
-from collections import Counter
-from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from pipeline import schema
 from pipeline.config import SourceConfig, StorageConfig
-from pipeline.counting import CountingFetcher, CountingReadable
 from pipeline.decode import SUFFIXES
 from pipeline.errors import UsageError
-from pipeline.glob import matcher
+from pipeline.lister import Lister
 from pipeline.located import Located
 from pipeline.origin import Kind, Origin, resolve, roots
 from pipeline.seen import Seen
-from pipeline.table import table_batches, table_fields
+from pipeline.source_table import table_kept_fields
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable, Iterable, Iterator, Sequence
-
-_BATCH_ROWS = 1000  # a page of S3
 
 
 def source_names(sources: Iterable[str], storage: StorageConfig) -> tuple[str, ...]:
@@ -64,8 +58,8 @@ def list_rows(
     """
     listing, storage = listing or SourceConfig(), storage or StorageConfig()
     origins = [resolve(url, storage) for url in sources]
-    kept = _kept_fields(origins, listing)
-    lister = _Lister(listing, Located(roots(sources), storage), schema.manifest_schema(kept), requests)
+    kept = table_kept_fields(origins, listing)
+    lister = Lister(listing, Located(roots(sources), storage), schema.manifest_schema(kept), requests)
     seen = Seen() if len(origins) > 1 or origins[0].kind is Kind.TABLE else None
     left = limit
     for origin in origins:
@@ -95,7 +89,7 @@ def kept_fields(sources: Sequence[str], listing: SourceConfig, storage: StorageC
         UsageError: a table lacks one, has another type for it than the others, or there is no table.
         StorageError: a table cannot be read.
     """
-    return _kept_fields([resolve(url, storage) for url in sources], listing)
+    return table_kept_fields([resolve(url, storage) for url in sources], listing)
 
 
 def require_images(sources: Sequence[str], listing: SourceConfig, storage: StorageConfig) -> None:
@@ -132,125 +126,3 @@ def _why_none(origin: Origin, listing: SourceConfig) -> str:
     if origin.kind is Kind.TABLE:
         return "it has no row that names one"
     return f"no name there ends in {', '.join(SUFFIXES)}"
-
-
-def _kept_fields(origins: Sequence[Origin], listing: SourceConfig) -> list[pa.Field]:
-    tables = [origin for origin in origins if origin.kind is Kind.TABLE]
-    if not tables:
-        if listing.keep or listing.uri_column:
-            option = "--keep" if listing.keep else "--uri-column"
-            raise UsageError(f"{option} is about tables of URIs (.parquet, .csv, .txt), and no SOURCE is one")
-        return []
-    if len(set(listing.keep)) < len(listing.keep):
-        raise UsageError(f"--keep {','.join(listing.keep)}: a column can be kept once")
-    found: dict[str, tuple[pa.Field, str]] = {}
-    for origin in tables:
-        with _Table(origin) as path:
-            for field in table_fields(path, origin.name, listing)[1]:
-                known, where = found.setdefault(field.name, (field, origin.name))
-                if known.type != field.type:
-                    raise UsageError(
-                        f"--keep {field.name}: {where} has {known.type} there, {origin.name} {field.type};"
-                        " write them with one type"
-                    )
-    return [found[name][0] for name in listing.keep]
-
-
-class _Lister:
-    """Rows of one source after another.
-
-    Attributes:
-        blank: rows of the last table that name no image.
-    """
-
-    def __init__(
-        self, listing: SourceConfig, located: Located, rows_schema: pa.Schema, requests: Counter[str] | None
-    ) -> None:
-        self._listing = listing
-        self._located = CountingFetcher(located)
-        self._requests = Counter[str]() if requests is None else requests
-        self._schema = rows_schema
-        self._included, self._excluded = matcher(listing.include), matcher(listing.exclude)
-        self.blank = 0
-
-    def candidates(self, origin: Origin) -> Iterator[pa.RecordBatch]:
-        """Rows that are taken, duplicates among them; those of a table without sizes and etags as yet."""
-        self.blank = 0
-        match origin.kind:
-            case Kind.TABLE:
-                yield from self._of_table(origin)
-            case Kind.OBJECT:
-                if self._takes(origin.name):
-                    yield self._rows([origin.name], None)
-            case Kind.PREFIX:
-                yield from self._of_prefix(origin)
-
-    def _of_prefix(self, origin: Origin) -> Iterator[pa.RecordBatch]:
-        suffixes = () if self._listing.include else SUFFIXES
-        store = CountingReadable(origin.store)
-        found = (
-            item
-            for item in store.list_objects()
-            if (not suffixes or item.key.lower().endswith(suffixes)) and self._takes(item.key)
-        )
-        while batch := list(islice(found, _BATCH_ROWS)):
-            info = ([item.size for item in batch], [item.version for item in batch])
-            self._requests.update(store.take())
-            yield self._rows([store.uri(item.key) for item in batch], info)
-        self._requests.update(store.take())
-
-    def _of_table(self, origin: Origin) -> Iterator[pa.RecordBatch]:
-        with _Table(origin) as path:
-            for batch in table_batches(path, origin.name, self._listing):
-                uris = batch["uri"].to_pylist()
-                self.blank += uris.count(None)
-                taken = batch.filter(pa.array([uri is not None and self._takes(uri) for uri in uris], pa.bool_()))
-                if len(taken):
-                    yield self._rows(taken["uri"], None, taken.columns[1:])
-
-    def _takes(self, name: str) -> bool:
-        return (not self._listing.include or self._included(name)) and not self._excluded(name)
-
-    def _rows(
-        self,
-        uris: Sequence[str] | pa.Array,
-        info: tuple[list[int], list[str]] | None,
-        kept: Sequence[pa.Array] | None = None,
-    ) -> pa.RecordBatch:
-        sizes, etags = info or (pa.nulls(len(uris), pa.int64()), pa.nulls(len(uris), pa.string()))
-        fields = self._schema.names[len(schema.MANIFEST_SCHEMA) :]
-        others = kept if kept is not None else [pa.nulls(len(uris), self._schema.field(name).type) for name in fields]
-        nullable = pa.schema([field.with_nullable(True) for field in self._schema])
-        return pa.record_batch([uris, sizes, etags, *others], schema=nullable)
-
-    def complete(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """The rows with sizes and etags, which are asked for where a table named the objects."""
-        columns = rows.columns
-        if rows["etag"].null_count:
-            found = self._located.look_up(rows["uri"].to_pylist())
-            self._requests.update(self._located.take())
-            if not any(item is not None and item.seen for item in found):
-                self._located.check()  # a bucket that is not there at all is no matter of single rows
-            columns[1] = pa.array([item.size if item else 0 for item in found], pa.int64())
-            columns[2] = pa.array([item.version if item else "" for item in found], pa.string())
-        return pa.record_batch(columns, schema=self._schema)
-
-
-class _Table:
-    """A table as a local file, for as long as the context lasts."""
-
-    def __init__(self, origin: Origin) -> None:
-        self._origin = origin
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-
-    def __enter__(self) -> Path:
-        if self._origin.local is not None:
-            return self._origin.local
-        self._folder = tempfile.TemporaryDirectory(prefix="raysight-table-")
-        path = Path(self._folder.name) / "table"
-        self._origin.store.get_file(self._origin.key, path)
-        return path
-
-    def __exit__(self, *_: object) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()

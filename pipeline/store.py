@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from pipeline.errors import RejectError
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from pipeline.errors import RejectError
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +126,3 @@ class Store(Readable, Protocol):
 
     def sweep(self, prefix: str) -> int:
         """Deletes what writers that died left half-written below ``prefix``; returns how many."""
-
-
-def read_judgement(name: str, uri: str) -> RejectError:
-    """The reject row for an object that cannot be read, worded alike for every store."""
-    messages = {
-        "NotFound": "the object is not there",
-        "Forbidden": "reading the object is not allowed with these credentials",
-        "Changed": "the object changed after it was listed",
-        "TooManyBytes": "the object is larger than max_bytes",
-        "Unavailable": "the store failed to deliver the object after all retries",
-    }
-    return RejectError("read", name, f"{messages[name]}: {uri}")

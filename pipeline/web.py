@@ -14,7 +14,8 @@ from urllib3.exceptions import HTTPError
 
 from pipeline import __version__
 from pipeline.errors import ForbiddenError, NotFoundError, RejectError, StorageError, UnavailableError, UsageError
-from pipeline.store import Fetched, ObjectInfo, read_judgement
+from pipeline.judgement import judge_fetch, rejection
+from pipeline.store import Fetched, ObjectInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -116,15 +117,13 @@ class WebStore:
                 for part in answer.stream(_BLOCK):
                     data += part
                     if len(data) > max_bytes:
-                        return read_judgement("TooManyBytes", key)
+                        return rejection("TooManyBytes", key)
                 return Fetched(bytes(data), _version(answer, len(data)))
             finally:
                 answer.close() if answer.length_remaining else answer.release_conn()
-        except NotFoundError:
-            return read_judgement("NotFound", key)
-        except ForbiddenError:
-            return read_judgement("Forbidden", key)
-        except (HTTPError, StorageError) as error:
+        except StorageError as failure:
+            return judge_fetch(failure, key)
+        except HTTPError as error:
             return RejectError("read", "Unavailable", f"{key}: {error}")
 
     def _ask(self, method: str, url: str, headers: dict[str, str] | None = None) -> urllib3.BaseHTTPResponse:
