@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipeline import schema
 from pipeline.config import ModelConfig
+from pipeline.dataset_format import check_format, format_mark
 from pipeline.errors import NotFoundError, UsageError
 from pipeline.fingerprint import Fingerprint
 from pipeline.footer import read_footers
@@ -48,10 +49,9 @@ def load_info(dest: Store) -> DatasetInfo | None:
     where = dest.uri(schema.DATASET)
     try:
         values = json.loads(data)
-        if values["format"] != schema.FORMAT_VERSION:
-            raise UsageError(f"{where} has format {values['format']}; this version reads {schema.FORMAT_VERSION}")
+        check_format(values, where)
         return DatasetInfo(Fingerprint.from_dict(values["fingerprint"]), _model(values["model"]), tuple(values["kept"]))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"{where} cannot be read by this version ({type(error).__name__}: {error})") from error
 
 
@@ -69,7 +69,7 @@ def agree_on(dest: Store, fingerprint: Fingerprint, model: ModelConfig, kept: It
     columns = describe_kept(kept)
     if existing is None:
         values = {
-            "format": schema.FORMAT_VERSION,
+            **format_mark(),
             "fingerprint": fingerprint.to_dict(),
             "model": asdict(model),
             "kept": columns,

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import schema
+from pipeline.dataset_format import check_format, format_mark
 from pipeline.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -143,15 +144,20 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """What :func:`load_manifest` reads."""
-        return json.dumps(asdict(self)).encode()
+        return json.dumps({**format_mark(), **asdict(self)}).encode()
 
 
 def load_manifest(dest: Store) -> Manifest | None:
-    """The committed manifest of a dataset, or None when no listing was ever finished."""
+    """The committed manifest of a dataset, or None when no listing was ever finished.
+
+    Raises:
+        UsageError: it is not of the format that this version reads.
+    """
     try:
         values: dict[str, Any] = json.loads(dest.get(schema.MANIFEST_MARKER))
     except NotFoundError:
         return None
+    check_format(values, dest.uri(schema.MANIFEST_MARKER))
     shards = (ManifestShard(**{**shard, "chunks": tuple(shard["chunks"])}) for shard in values["shards"])
     return Manifest(tuple(shards), tuple(_generation(item) for item in values["generations"]))
 

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of a dataset; docs/output.md says what it promises. 1 had no generations."""
 
 ROOT_FOLDER = "_raysight/"
 DATASET = "_raysight/dataset.json"
@@ -174,20 +175,20 @@ _SHARD = re.compile(r"(features|rejects|_raysight/manifest)/shard-([0-9]+)(?:-([
 
 def parse_chunk(key: str) -> tuple[int, int] | None:
     """The inverse of :func:`chunk_object`; None for other names."""
-    match = _CHUNK.fullmatch(key)
-    if match is None:
-        return None
-    pair = int(match.group(1)), int(match.group(2))
-    return pair if chunk_object(*pair) == key else None
+    return _parse_pair(_CHUNK, chunk_object, key)
 
 
 def parse_retired(key: str) -> tuple[int, int] | None:
     """The inverse of :func:`retired_rows`; None for other names."""
-    match = _RETIRED.fullmatch(key)
+    return _parse_pair(_RETIRED, retired_rows, key)
+
+
+def _parse_pair(pattern: re.Pattern[str], name: Callable[[int, int], str], key: str) -> tuple[int, int] | None:
+    match = pattern.fullmatch(key)
     if match is None:
         return None
     pair = int(match.group(1)), int(match.group(2))
-    return pair if retired_rows(*pair) == key else None
+    return pair if name(*pair) == key else None
 
 
 def parse_shard(key: str) -> int | None:

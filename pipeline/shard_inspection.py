@@ -67,7 +67,10 @@ class ShardInspection:
             ArrowInvalid: a file is not Parquet.
         """
         file = pq.ParquetFile(pa.BufferReader(self._dest.get(self._key)))
-        if schema.metadata(file.metadata).get("fingerprint") != info.fingerprint.to_dict():
+        said = schema.metadata(file.metadata)
+        if (number := said.get("format")) != schema.FORMAT_VERSION:
+            self._report.problem(f"{self._key} says format {number}, where the dataset has {schema.FORMAT_VERSION}")
+        if said.get("fingerprint") != info.fingerprint.to_dict():
             self._report.problem(f"{self._key} has another fingerprint than the dataset")
         applied = applied_generation(file.metadata)
         if late := sum(len(rows) for number, rows in retired if number > applied):

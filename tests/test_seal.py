@@ -73,7 +73,7 @@ def test_the_metadata_names_the_fingerprint_and_a_digest_of_the_rejects(tmp_path
     digest = hashlib.sha256(rejects.read_bytes()).hexdigest()[:16]
     assert rejects.name == f"shard-000000-{digest}.parquet"
     assert values == {
-        "format": 1,
+        "format": 2,
         "fingerprint": FINGERPRINT.to_dict(),
         "shard": 0,
         "rows": 3,
