@@ -36,7 +36,7 @@ def open_dataset(dest: Store) -> tuple[DatasetInfo, Manifest]:
         raise UsageError(f"{dest.root} holds no raysight dataset")
     manifest = load_manifest(dest)
     if manifest is None:
-        raise UsageError(f"{dest.root}: the listing of its source never finished; run extract again")
+        raise UsageError(f"{dest.root}: its listing never finished; the same raysight extract begins it anew")
     return info, manifest
 
 
@@ -50,6 +50,7 @@ def check_structure(dest: Store, info: DatasetInfo, manifest: Manifest) -> Repor
     rejects = _shards(dest, schema.REJECTS_FOLDER, report)
     hashes: list[np.ndarray[tuple[int], np.dtype[np.uint64]]] = []
     retirements = manifest.retirements()
+    unsealed: list[int] = []
     for shard, listed in enumerate(manifest.shards):
         found = features.pop(shard, [])
         beside = rejects.pop(shard, [])
@@ -60,12 +61,19 @@ def check_structure(dest: Store, info: DatasetInfo, manifest: Manifest) -> Repor
         live = functools.reduce(without, (table for _, table in retired), expected)
         hashes.append(_hash(live["uri"]))
         if not found:
-            report.problem(f"shard {shard} is not sealed ({listed.rows} rows); run extract again", beside)
+            unsealed.append(shard)
             continue
         try:
             ShardInspection(dest, shard, report).check(expected, retired, beside, info)
         except pa.ArrowInvalid as error:
             report.problem(f"shard {shard} is damaged: {error}")
+    if unsealed:
+        rows = sum(manifest.shards[shard].rows for shard in unsealed)
+        report.unsettled = True
+        report.problem(
+            f"{len(unsealed):,} of {len(manifest.shards):,} shards are not sealed ({rows:,} rows)",
+            list(map(schema.features_shard, unsealed)),
+        )
     for shard, keys in [*features.items(), *rejects.items()]:
         report.problem(f"shard {shard} is not in the manifest", keys)
     if hashes and len(np.unique(np.concatenate(hashes))) != sum(map(len, hashes)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from pipeline.inspection import check_structure, open_dataset
@@ -48,8 +49,18 @@ def verify(url: str, sample: int, limits: ImageLimits, storage: StorageConfig, s
         _check_sample(dest, info, manifest, report, sample, limits, storage, say)
     for problem in report.problems:
         say(f"PROBLEM      {problem}")
+    if report.unsettled:
+        say(f"UNSETTLED    a job was broken off, or is at work; to settle it: {_settling(dest, manifest)}")
     say("FAILED" if report.problems else "ok           complete, unique, finite, one fingerprint")
     return not report.problems
+
+
+def _settling(dest: Store, manifest: Manifest) -> str:
+    """The command that finishes what the last generation began."""
+    where = shlex.quote(dest.root)
+    if manifest.last.kind == "retry":
+        return f"raysight retry-rejects {where}"
+    return f"raysight extract {shlex.join(manifest.last.sources)} {where}, with the options that it was begun with"
 
 
 def _check_sample(

@@ -49,6 +49,9 @@ class Memory:
     def get(self, key: str) -> bytes:
         return self.objects[key]
 
+    def uri(self, key: str) -> str:
+        return self.root + key
+
     def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         return iter([ObjectInfo(key, 0, "") for key in self.objects if key.startswith(prefix)])
 

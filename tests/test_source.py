@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import SourceConfig, StorageConfig
-from pipeline.errors import UsageError
+from pipeline.errors import UnavailableError, UsageError
 from pipeline.schema import MANIFEST_SCHEMA
 from pipeline.seen import Seen
-from pipeline.source import kept_fields, list_rows, require_images
+from pipeline.source import check_sources, kept_fields, list_rows, require_images
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -245,6 +245,35 @@ def test_a_source_that_cannot_be_worked_with_is_refused_by_name(
     with pytest.raises(UsageError) as refusal:
         require_images([str(tmp_path / source)], SourceConfig(**listing), HASTY)
     assert complaint in str(refusal.value)
+
+
+def test_sources_of_a_dataset_need_to_be_reached_and_may_be_empty(bucket: Bucket, tmp_path: Path) -> None:
+    """A folder that lost all its images is no error of a rerun; --prune asks again."""
+    (tmp_path / "empty").mkdir()
+    table = write_table(tmp_path / "t.txt", {"uri": ["gone.jpg"]})
+    check_sources([str(tmp_path / "empty"), str(table), bucket.url, f"{bucket.url}/nothing/here"], HASTY)
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("nowhere", "there is no folder"),
+        ("nowhere.csv", "there is no table"),
+        ("s3://no-such-bucket/photos", "there is no bucket no-such-bucket"),
+    ],
+)
+def test_a_source_of_a_dataset_that_is_gone_is_refused_also_behind_good_ones(
+    bucket: Bucket, tmp_path: Path, source: str, complaint: str
+) -> None:
+    fill(tmp_path, "a.jpg")
+    with pytest.raises(UsageError, match=complaint):
+        check_sources([str(tmp_path), source if "://" in source else str(tmp_path / source)], HASTY)
+
+
+def test_a_store_that_does_not_answer_is_said_before_anything_is_listed(bucket: Bucket) -> None:
+    bucket.server.set_faults(failing=True)
+    with pytest.raises(UnavailableError, match=bucket.url):
+        check_sources([bucket.url], HASTY)
 
 
 def test_two_tables_must_agree_on_the_type_of_a_kept_column(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import numpy as np
 import pyarrow as pa
-from datasets import DIM, FINGERPRINT, FailingStore, vector
+from datasets import DIM, FINGERPRINT, vector
 
 from pipeline.actor import ChunkResult
 from pipeline.commit import build_chunk, commit_chunk
@@ -168,7 +168,7 @@ class World:
         prune: bool = False,
         limit: int | None = None,
         retry: bool = False,
-        dest: Store | FailingStore | None = None,
+        dest: Any = None,
         after_listing: Callable[[], None] = lambda: None,
     ) -> Summary:
         """What ``raysight extract`` or ``retry-rejects`` does, through a store that may die."""
