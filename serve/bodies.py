@@ -12,7 +12,7 @@ from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from serve.errors import ApiError, Limit
+from serve.errors import ApiError, Limit, body_too_large
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -78,12 +78,12 @@ async def _read_form(request: Request, config: ServeConfig) -> list[Image]:
 async def _chunks(request: Request, config: ServeConfig) -> AsyncGenerator[bytes, None]:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > config.max_body_bytes:
-        raise _too_large(config)
+        raise body_too_large(config.max_body_bytes)
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > config.max_body_bytes:
-            raise _too_large(config)
+            raise body_too_large(config.max_body_bytes)
         yield chunk
 
 
@@ -102,16 +102,6 @@ def too_many_images(config: ServeConfig) -> ApiError:
         "too_many_images",
         f"a request may have {config.max_images} images; send the others in further ones",
         limit=Limit("max_images", config.max_images),
-    )
-
-
-def _too_large(config: ServeConfig) -> ApiError:
-    return ApiError(
-        413,
-        "body_too_large",
-        f"the body is larger than {config.max_body_bytes} bytes; send fewer or smaller images",
-        limit=Limit("max_body_bytes", config.max_body_bytes),
-        headers={"Connection": "close"},
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import socket
 import sys
 import threading
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UsageError
 from pipeline.options import add_config_option, add_model_options, add_setting
 from pipeline.settings import load_settings
+from serve import ingress
 from serve.auth import is_loopback, load_keys
 from serve.outputs import available
 
@@ -74,6 +76,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
     del extractor
     logging.getLogger("ray").setLevel(logging.ERROR)
     stop = threading.Event()
+    os.environ.update(ingress.environment(config))  # of the proxies, which Ray starts
     with Interruptible(stop, say), local_ray(int(node.cpus)):
         from serve import deployment
 

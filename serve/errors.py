@@ -66,6 +66,17 @@ def error_object(
     return error
 
 
+def body_too_large(max_bytes: int) -> ApiError:
+    """413: the body has more bytes than ``max_body_bytes``."""
+    return ApiError(
+        413,
+        "body_too_large",
+        f"the body is larger than {max_bytes} bytes; send fewer or smaller images",
+        limit=Limit("max_body_bytes", max_bytes),
+        headers={"Connection": "close"},
+    )
+
+
 def reject_error(reject: RejectError, limits: Mapping[str, float]) -> ApiError:
     """Why one image has no features, as an error of status 422.
 

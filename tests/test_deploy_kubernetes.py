@@ -29,6 +29,7 @@ from pipeline.budget import make_budget
 from pipeline.cluster import Node
 from pipeline.settings import resolve
 from serve.cli import build_parser
+from serve.ingress import ENVIRONMENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,6 +94,13 @@ def test_pods_mount_that_config_map_and_find_the_file_where_the_environment_says
         (source,) = (item["configMap"]["name"] for item in template["spec"]["volumes"] if item["name"] == volume)
         assert source == config["metadata"]["name"]
         assert name in config["data"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_rays_proxies_are_told_of_the_bound_on_bodies(overlay: str) -> None:
+    for role, _, container in containers(overlay):
+        if role != "submitter":
+            assert ENVIRONMENT.items() <= {item["name"]: item.get("value") for item in container["env"]}.items()
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

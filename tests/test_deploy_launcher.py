@@ -14,6 +14,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from pipeline.budget import make_budget
 from pipeline.cluster import Node
 from pipeline.settings import resolve
+from serve.ingress import ENVIRONMENT
 
 
 def launcher() -> dict[str, Any]:
@@ -50,6 +51,7 @@ def test_nodes_run_with_the_settings_that_the_manifests_use() -> None:
     for role in ("head", "worker"):
         (start,) = (line for line in config[f"{role}_start_ray_commands"] if "ray start" in line)
         assert "RAYSIGHT_CONFIG=$HOME/raysight.toml" in start
+        assert all(f"export {name}={value};" in start for name, value in ENVIRONMENT.items())
 
 
 def test_an_actor_fits_a_worker() -> None:
