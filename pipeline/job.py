@@ -110,8 +110,19 @@ def course(
 ) -> Summary:
     """Settles the dataset, renews its manifest once, and settles it again.
 
-    A retry that was broken off is finished and not begun once more. Raises as :func:`run_job`.
+    A retry that was broken off is finished and not begun once more. However it ends, what it did is written down.
+    Raises as :func:`run_job`.
     """
+    try:
+        return _course(run, dest, cut, renew, stop, say, retry=retry)
+    except Exception as error:
+        run.fail(error)
+        raise
+
+
+def _course(
+    run: Run, dest: Store, cut: Cut, renew: Renew, stop: threading.Event, say: Callable[[str], None], *, retry: bool
+) -> Summary:
     manifest = load_manifest(dest)
     if manifest is not None:
         settled = run.settle(manifest)

@@ -49,7 +49,7 @@ def load_runs(dest: Store) -> dict[str, dict[str, Any]]:
     for item in dest.list_objects(RUNS):
         try:
             run = json.loads(dest.get(item.key))
-            missing = {"started", "budget", "requests", "actor_seconds", *_sums()} - run.keys()
+            missing = {"started", "outcome", "error", "budget", "requests", "actor_seconds", *_sums()} - run.keys()
         except (ValueError, AttributeError):
             missing = {"JSON"}
         if missing:
@@ -86,7 +86,10 @@ def figures(name: str, run: Mapping[str, Any], dollars_per_hour: float | None) -
     rate = run["images_per_second"]
     return {
         "run": name,
-        **{key: run[key] for key in ("started", "seconds", "complete", "host", "fingerprint", "images", "skipped")},
+        **{
+            key: run[key]
+            for key in ("started", "seconds", "outcome", "error", "host", "fingerprint", "images", "skipped")
+        },
         "rows": rows - rejects,
         "rejects": rejects,
         "rejects_by_reason": dict(Counter(run["rejects"]).most_common()),

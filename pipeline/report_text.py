@@ -26,10 +26,11 @@ def text_report(reports: Sequence[Figures], total: Figures | None) -> str:
 
 def summary(report: Figures) -> Rows:
     """Label and value of what is not by stage."""
-    state = "complete" if report["complete"] else "interrupted or not finished; extract goes on from there"
+    rest = "the same command goes on from there"
+    state = {"complete": "complete", "interrupted": f"interrupted; {rest}", "failed": f"not finished; {rest}"}
     rows = [
         ("run", f"{report['run']}, begun {report['started']} on {report['host']}, {report['seconds']:,.1f} s"),
-        ("dataset", f"{report['images']:,} images, {state}; fingerprint {report['fingerprint']}"),
+        ("dataset", f"{report['images']:,} images, {state[report['outcome']]}; fingerprint {report['fingerprint']}"),
         (
             "rows",
             (
@@ -43,6 +44,8 @@ def summary(report: Figures) -> Rows:
         ("requests", counts(report["requests"], upper=True)),
         ("bound by", f"{report['bound_by'] or 'nothing in particular'}: {report['bound_because']}"),
     ]
+    if report["error"] is not None:
+        rows.insert(2, ("ended with", f"{report['error']['class']}: {report['error']['message']}"))
     if report["busy"] is not None:
         rows.insert(-1, ("device busy", f"{100 * report['busy']['device']:.0f} %"))
     if report["dollars_per_million_images"] is not None:

@@ -6,11 +6,12 @@ whoever does the work stands behind :class:`pipeline.terms.Workers`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import TYPE_CHECKING
 
 from pipeline.dataset import count_rejects
-from pipeline.errors import RaysightError
+from pipeline.errors import InterruptedJobError, RaysightError, UsageError
 from pipeline.plan import Plan
 from pipeline.retire import retire_rows, unapplied
 from pipeline.seal import clean_up, seal_shard
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pipeline.fingerprint import Fingerprint
     from pipeline.manifest import Manifest
     from pipeline.progress import Progress
-    from pipeline.runlog import RunLog
+    from pipeline.runlog import Outcome, RunLog
     from pipeline.storage import Store
     from pipeline.terms import Terms, Workers
 
@@ -167,8 +168,6 @@ class Run:
         assert self._plan is not None
         if self._settled:
             clean_up(self._dest, self._plan.sealed)
-        if self._workers is not None:
-            self._log.count(self._workers.requests)
         rows, rejects = self._progress.rows, self._progress.rejects
         summary = Summary(
             rows=rows - rejects,
@@ -179,13 +178,24 @@ class Run:
             images_per_second=self._progress.images_per_second if rows else 0.0,
             complete=self._settled,
         )
+        if rows or self._terms.stop.is_set():
+            self._record("complete" if self._settled else "interrupted")
+        return summary
+
+    def fail(self, error: Exception) -> None:
+        """Writes down what a run did that ends with this error, if the store still takes it."""
+        if isinstance(error, UsageError) and not self._progress.rows:
+            return  # refused before it did anything
+        with contextlib.suppress(Exception):  # the error itself says more
+            self._record("interrupted" if isinstance(error, InterruptedJobError) else "failed", error)
+
+    def _record(self, outcome: Outcome, error: Exception | None = None) -> None:
+        if self._workers is not None:
+            self._log.count(self._workers.requests)
         self._log.count(self._terms.listed)
         for store in self._terms.counted:
             self._log.count(store.take())
-        if rows or self._terms.stop.is_set():
-            self._dest.put(
-                *self._log.to_object(
-                    self._manifest, summary.images_per_second, skipped=summary.skipped, complete=self._settled
-                )
-            )
-        return summary
+        rows, done = self._progress.rows, self._plan.rows_done if self._plan else 0
+        rate = self._progress.images_per_second if rows else 0.0
+        skipped = max(0, done - rows)
+        self._dest.put(*self._log.to_object(self._manifest, rate, skipped=skipped, outcome=outcome, error=error))

@@ -8,9 +8,10 @@ import platform
 import time
 from collections import Counter
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import __version__
+from pipeline.redact import redact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from pipeline.budget import Budget
     from pipeline.fingerprint import Fingerprint
     from pipeline.manifest import Manifest
+
+Outcome = Literal["complete", "interrupted", "failed"]
 
 RUNS = "_raysight/run-"
 """How the names of all logs begin."""
@@ -87,18 +90,33 @@ class RunLog:
         self._requests.update(requests)
 
     def to_object(
-        self, manifest: Manifest, images_per_second: float, *, skipped: int, complete: bool
+        self,
+        manifest: Manifest | None,
+        images_per_second: float,
+        *,
+        skipped: int,
+        outcome: Outcome,
+        error: BaseException | None = None,
     ) -> tuple[str, bytes]:
-        """The object's name and content."""
+        """The object's name and content.
+
+        Args:
+            manifest: None where the run ended before there was one.
+            images_per_second: of this run, once warm.
+            skipped: images that were done before.
+            outcome: how it ended.
+            error: what it ended with; its message is kept without secrets.
+        """
         values: dict[str, Any] = {
             "raysight": __version__,
             "host": platform.node(),
             "started": self._started.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self._clock, 3),
-            "complete": complete,
-            "sources": manifest.sources,
+            "outcome": outcome,
+            "error": {"class": type(error).__name__, "message": redact(str(error))} if error else None,
+            "sources": manifest.sources if manifest else [],
             "fingerprint": self._fingerprint.digest,
-            "images": manifest.rows,
+            "images": manifest.rows if manifest else 0,
             "skipped": skipped,
             "chunks": self._chunks,
             "retries": self._retries,

@@ -77,7 +77,7 @@ def test_nothing_but_the_dataset_is_left(undisturbed: tuple[Path, str]) -> None:
 def test_the_run_is_on_record(undisturbed: tuple[Path, str]) -> None:
     (path,) = undisturbed[0].glob("_raysight/run-*.json")
     run = json.loads(path.read_text())
-    assert (run["images"], run["rows"], run["chunks"], run["complete"]) == (100, 100, 13, True)
+    assert (run["images"], run["rows"], run["chunks"], run["outcome"]) == (100, 100, 13, "complete")
     assert run["forward_seconds"] > 0
     assert run["prepare_cpu_seconds"] > 0
 
@@ -86,7 +86,7 @@ def test_report_has_its_figures_without_ray(undisturbed: tuple[Path, str]) -> No
     code, output = jobs.run("report", undisturbed[0], "--format", "json", "--dollars-per-hour", "3.6")
     assert code == 0, output
     (run,) = json.loads(output)["runs"]
-    assert (run["rows"], run["rejects"], run["complete"], run["actors"]) == (100, 0, True, 1)
+    assert (run["rows"], run["rejects"], run["outcome"], run["actors"]) == (100, 0, "complete", 1)
     assert run["dollars_per_million_images"] == pytest.approx(1000 / run["images_per_second"], rel=1e-3)
     # Each image was read and each chunk written, sealed and deleted; each of four shards was put.
     assert run["requests"]["get"] >= 100 + 13

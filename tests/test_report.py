@@ -20,6 +20,7 @@ from pipeline.cluster import Node
 from pipeline.config import JobConfig
 from pipeline.counting import CountingStore
 from pipeline.cut import Cut
+from pipeline.errors import UnavailableError
 from pipeline.manifest import load_manifest
 from pipeline.report import bound, busy_fractions, figures, load_runs
 from pipeline.runlog import RunLog
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from pipeline.budget import Budget
     from pipeline.manifest import Manifest
+    from pipeline.runlog import Outcome
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,7 +64,12 @@ BUDGET = make_budget(JobConfig(decode_threads=2), [Node(4.0, 1.0, 64 << 30)], ca
 
 
 def write_log(
-    folder: Path, *chunks: ChunkResult, budget: Budget | None = BUDGET, rate: float = 5.0, complete: bool = True
+    folder: Path,
+    *chunks: ChunkResult,
+    budget: Budget | None = BUDGET,
+    rate: float = 5.0,
+    outcome: Outcome = "complete",
+    error: Exception | None = None,
 ) -> None:
     """What a job that did these chunks leaves behind."""
     dest = open_store(str(folder), STORAGE)
@@ -71,7 +78,7 @@ def write_log(
     for chunk in chunks:
         log.add(chunk)
     log.count({"put": 3, "list": 2})
-    dest.put(*log.to_object(manifest(folder), rate, skipped=7, complete=complete))
+    dest.put(*log.to_object(manifest(folder), rate, skipped=7, outcome=outcome, error=error))
 
 
 def manifest(folder: Path) -> Manifest:
@@ -171,13 +178,28 @@ def test_a_run_whose_threads_wait_for_cpus_that_others_have_says_so(one: dict[st
 
 
 def test_a_run_that_did_nothing_has_a_report_too(tmp_path: Path) -> None:
-    write_log(tmp_path, budget=None, rate=0.0, complete=False)
+    write_log(tmp_path, budget=None, rate=0.0, outcome="interrupted")
     (run,) = load_runs(open_store(str(tmp_path), STORAGE)).values()
     report = figures("it", run, 1.0)
     assert (report["rows"], report["busy"], report["bound_by"]) == (0, None, None)
     assert report["dollars_per_million_images"] is None
     assert report["stages"]["read"] == {"seconds_per_image": None, "cpu_ms_per_image": None}
     assert main(["report", str(tmp_path)]) == 0
+
+
+def test_a_run_that_failed_says_with_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_log(tmp_path, CHUNK, outcome="failed", error=UnavailableError("s3://b/k: SlowDown"))
+    assert main(["report", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "not finished; the same command goes on from there" in printed
+    assert "ended with   UnavailableError: s3://b/k: SlowDown" in printed
+    (run,) = reported(capsys, tmp_path)["runs"]
+    assert (run["outcome"], run["error"]) == (
+        "failed",
+        {"class": "UnavailableError", "message": "s3://b/k: SlowDown"},
+    )
+    assert main(["report", str(tmp_path), "--format", "html"]) == 0
+    assert "UnavailableError: s3://b/k: SlowDown" in capsys.readouterr().out
 
 
 @pytest.fixture
