@@ -11,6 +11,7 @@ import tomllib
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import ray._private.ray_constants
 import yaml
 from manifests import (
     CLUSTER,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 RAY_PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080, "serve": 8000}
 """KubeRay finds a head's ports by these names."""
+
+DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 
 PARTS = {"shared", "batch", "nightly", "online"}
 
@@ -181,6 +184,19 @@ def test_a_job_on_a_cluster_without_workers_yet_waits_for_them(overlay: str) -> 
 def test_the_head_is_given_longer_than_the_job_takes_to_drain(overlay: str) -> None:
     head = cluster(one(render(overlay), "RayJob"))["headGroupSpec"]["template"]["spec"]
     assert head["terminationGracePeriodSeconds"] > settings(overlay).job.grace_s
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_pod_drains_for_less_time_than_it_is_given_to_end(overlay: str) -> None:
+    for role, template, container in containers(overlay):
+        if role == "submitter":
+            continue
+        (drain,) = (float(item["value"]) for item in container["env"] if item["name"] == DRAIN)
+        assert 0 < drain <= template["spec"]["terminationGracePeriodSeconds"] - 5
+
+
+def test_ray_reads_how_long_to_drain_by_that_name() -> None:
+    assert hasattr(ray._private.ray_constants, DRAIN)
 
 
 # KubeRay's own rules, which its schemas do not hold
@@ -435,3 +451,16 @@ def test_the_ingress_leads_to_the_service_that_kuberay_makes() -> None:
     (path,) = manifest["spec"]["rules"][0]["http"]["paths"]
     name = one(render("gpu"), "RayService")["metadata"]["name"]
     assert path["backend"]["service"] == {"name": f"{name}-serve-svc", "port": {"number": RAY_PORTS["serve"]}}
+
+
+def test_the_gateway_leads_where_the_ingress_does() -> None:
+    (ingress,) = yaml.safe_load_all((KUBERNETES / "examples" / "ingress.yaml").read_text())
+    _, route = yaml.safe_load_all((KUBERNETES / "examples" / "gateway.yaml").read_text())
+    (rule,) = route["spec"]["rules"]
+    (there,) = ingress["spec"]["rules"]
+    (path,) = there["http"]["paths"]
+    assert route["spec"]["hostnames"] == [there["host"]]
+    assert rule["matches"] == [{"path": {"type": "PathPrefix", "value": path["path"]}}]
+    service = path["backend"]["service"]
+    assert rule["backendRefs"] == [{"name": service["name"], "port": service["port"]["number"]}]
+    assert int(rule["timeouts"]["request"].removesuffix("s")) > serve_config()["http_options"]["request_timeout_s"]

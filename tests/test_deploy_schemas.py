@@ -23,6 +23,18 @@ POD_MONITOR = {
     "relabeling": {"sourceLabels", "targetLabel"},
 }
 
+GATEWAY = {
+    # Nor of the Gateway API.
+    "Gateway": {"spec": {"gatewayClassName", "listeners"},
+                "listeners": {"name", "protocol", "port", "hostname", "tls", "allowedRoutes"},
+                "tls": {"mode", "certificateRefs"}, "certificateRefs": {"name"}, "allowedRoutes": {"namespaces"},
+                "namespaces": {"from"}},
+    "HTTPRoute": {"spec": {"parentRefs", "hostnames", "rules"}, "parentRefs": {"name", "sectionName"},
+                  "rules": {"matches", "timeouts", "backendRefs"}, "matches": {"path"}, "path": {"type", "value"},
+                  "timeouts": {"request"}, "backendRefs": {"name", "port"}},
+}  # fmt: skip
+"""Kind → key → the keys in use below it, as the API reference has them."""
+
 
 def ray_kinds(overlay: str) -> list[manifests.Manifest]:
     return [item for item in render(overlay) if item["kind"] in CLUSTER]
@@ -107,3 +119,27 @@ def test_the_pod_monitor_uses_known_fields_alone() -> None:
     assert monitor["spec"].keys() == POD_MONITOR["spec"]
     assert all(item.keys() == POD_MONITOR["endpoint"] for item in endpoints)
     assert all(rule.keys() == POD_MONITOR["relabeling"] for item in endpoints for rule in item["relabelings"])
+
+
+def keys_below(node: Any, key: str = "spec") -> dict[str, set[str]]:
+    """Key → the keys of the objects that stand below it, wherever that is."""
+    found: dict[str, set[str]] = {}
+    for item in node if isinstance(node, list) else [node]:
+        if isinstance(item, dict):
+            found.setdefault(key, set()).update(item)
+            for name, below in item.items():
+                for place, names in keys_below(below, name).items():
+                    found.setdefault(place, set()).update(names)
+    return found
+
+
+def test_the_gateway_example_uses_known_fields_alone_and_speaks_tls_for_its_host() -> None:
+    gateway, route = yaml.safe_load_all((KUBERNETES / "examples" / "gateway.yaml").read_text())
+    for manifest in (gateway, route):
+        assert manifest["apiVersion"] == "gateway.networking.k8s.io/v1"
+        assert keys_below(manifest["spec"]) == GATEWAY[manifest["kind"]]
+    (listener,) = gateway["spec"]["listeners"]
+    assert (listener["protocol"], listener["tls"]["mode"]) == ("HTTPS", "Terminate")
+    assert [listener["hostname"]] == route["spec"]["hostnames"]
+    (parent,) = route["spec"]["parentRefs"]
+    assert (parent["name"], parent["sectionName"]) == (gateway["metadata"]["name"], listener["name"])
