@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pyarrow as pa
 
+from pipeline.chunkrow import images
 from pipeline.columns import finite_rows, stack_rows
 from pipeline.commit import build_chunk, commit_chunk
 from pipeline.counting import CountingStore
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pipeline.extractor import Extractor
-    from pipeline.preprocess import Prepared
+    from pipeline.prepared import Prepared
     from pipeline.storage import Store
     from pipeline.streams import Forwarded
 
@@ -84,6 +85,7 @@ class WorkerConfig:
         decode_threads: threads that decode; two chunks share them.
         forward_streams: forwards at a time; two chunks share them.
         forward_threads: of torch, in each of these.
+        forward_depth: batches in hand for each of these.
         decode_timeout_s: seconds for one image when it is decoded in a subprocess.
         poison_attempts: dead workers after which a chunk is decoded in a subprocess.
     """
@@ -94,6 +96,7 @@ class WorkerConfig:
     forward_threads: int
     decode_timeout_s: float
     poison_attempts: int
+    forward_depth: int = 1
 
 
 class ChunkWorker:
@@ -104,7 +107,7 @@ class ChunkWorker:
         self._dest = CountingStore(dest)
         self._name = f"{platform.node()}:{os.getpid()}"
         self._config = config
-        self._streams = ForwardStreams(extractor, config.forward_streams, config.forward_threads)
+        self._streams = ForwardStreams(extractor, config.forward_streams, config.forward_threads, config.forward_depth)
         import torch  # not at the top: a seal worker has no use for it
 
         # A resize on one thread is a tenth cheaper, and torch's helpers would wait in a loop for work, on cores that
@@ -126,7 +129,7 @@ class ChunkWorker:
         start = time.perf_counter()
         shard, chunk = row["shard"][0].as_py(), row["chunk"][0].as_py()
         uris, etags = row["uri"][0].as_py(), row["etag"][0].as_py()
-        work = _Work(self._items(row))
+        work = _Work(images(row), row["prepare_seconds"][0].as_py(), row["prepare_cpu_seconds"][0].as_py())
         if attempt > self._config.poison_attempts:
             with IsolatedPreprocessor(self._extractor.preprocessor, self._config.decode_timeout_s) as isolated:
                 self._extract(work, isolated.prepare, ahead=0)
@@ -134,7 +137,7 @@ class ChunkWorker:
             self._extract(
                 work,
                 self._extractor.prepare,
-                ahead=(1 + self._config.forward_streams) * self._config.batch_size + self._config.decode_threads,
+                ahead=(1 + self._streams.in_hand) * self._config.batch_size + self._config.decode_threads,
             )
         columns = self._extractor.finish(work.features(self._extractor.outputs))
         table = build_chunk(uris, etags, work.outcomes, columns, self._extractor.outputs, kept_columns(row))
@@ -147,7 +150,7 @@ class ChunkWorker:
             rows=len(uris),
             rejects=dict(Counter(item.error for item in work.outcomes if isinstance(item, RejectError))),
             attempt=attempt,
-            bytes_read=work.bytes_read,
+            bytes_read=row["bytes_read"][0].as_py(),
             bytes_written=written,
             read_seconds=row["read_seconds"][0].as_py(),
             read_cpu_seconds=row["read_cpu_seconds"][0].as_py(),
@@ -164,18 +167,6 @@ class ChunkWorker:
             requests=dict(Counter(dict(row["requests"][0].as_py())) + Counter(self._dest.take())),
         )
 
-    @staticmethod
-    def _items(row: pa.Table) -> Iterator[memoryview | RejectError]:
-        """The images of a chunk: bytes where they lie in the object store, without a copy."""
-        data = row["data"].combine_chunks().values
-        rejects = row["reject"].combine_chunks().values
-        for index in range(len(data)):
-            if data[index].is_valid:
-                # Arrow calls its bytes signed, which simplejpeg refuses, and Pillow would decode in its place.
-                yield memoryview(data[index].as_buffer()).cast("B")
-            else:
-                yield RejectError(**rejects[index].as_py())
-
     def _extract(self, work: _Work, prepare: Callable[[memoryview], Prepared], *, ahead: int) -> None:
         """Runs the chunk through, decoding at most ``ahead`` images before they are needed."""
         batch: dict[int, Prepared] = {}
@@ -189,7 +180,7 @@ class ChunkWorker:
             if len(batch) == self._config.batch_size:
                 running.append(self._forward(batch))
                 batch = {}
-                if len(running) > self._streams.streams:  # one waits, so that no stream does
+                if len(running) > self._streams.in_hand:  # one waits, so that no stream does
                     work.note(*running.popleft())
         if batch:
             running.append(self._forward(batch))
@@ -199,18 +190,16 @@ class ChunkWorker:
     def _prepared(
         self, work: _Work, prepare: Callable[[memoryview], Prepared], ahead: int
     ) -> Iterator[Prepared | RejectError]:
-        def run(item: memoryview | RejectError) -> _Decoded:
+        def run(item: memoryview | Prepared | RejectError) -> _Decoded:
             before, cpu = time.perf_counter(), time.thread_time()
             try:
-                outcome = item if isinstance(item, RejectError) else prepare(item)
+                outcome = prepare(item) if isinstance(item, memoryview) else item
             except RejectError as reject:
                 outcome = reject
             return outcome, time.perf_counter() - before, time.thread_time() - cpu
 
         window: deque[Future[_Decoded]] = deque()
         for item in work.items:
-            if not isinstance(item, RejectError):
-                work.bytes_read += len(item)
             if ahead == 0:
                 yield work.take(run(item))
                 continue
@@ -228,12 +217,13 @@ class ChunkWorker:
 class _Work:
     """What a chunk has come to so far."""
 
-    def __init__(self, items: Iterator[memoryview | RejectError]) -> None:
+    def __init__(
+        self, items: Iterator[memoryview | Prepared | RejectError], prepare_seconds: float, prepare_cpu_seconds: float
+    ) -> None:
         self.items = items
         self.outcomes: list[tuple[int, int] | RejectError] = []
         self.parts: dict[str, list[np.ndarray[Any, Any]]] = {}
-        self.bytes_read = 0
-        self.prepare_seconds = self.prepare_cpu_seconds = 0.0
+        self.prepare_seconds, self.prepare_cpu_seconds = prepare_seconds, prepare_cpu_seconds
         self.forward_seconds = self.forward_cpu_seconds = 0.0
 
     def take(self, decoded: _Decoded) -> Prepared | RejectError:

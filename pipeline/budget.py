@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
+from pipeline.readshare import READ_CPUS, count_read_tasks, share_of_reads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from pipeline.config import JobConfig
 
 _RAY_UNITS = 10_000  # to a CPU: the finest share that Ray knows
-
-READ_CPUS = 0.05
-"""CPUs that Ray sets aside for a read task: it waits for the network most of the time."""
 
 ALLOCATOR: Mapping[str, str] = {
     "MALLOC_MMAP_MAX_": "0",
@@ -37,12 +35,9 @@ forward maps its activations anew and faults in each page, 5,000 to 50,000 an im
 _CPU_ACTOR = 4
 """CPUs of an actor without a GPU, or nearly so that none is left over: a forward of two images scales that far."""
 
-_CHUNKS_OF_A_READ = 2
-"""Chunks that a read task has in memory: one as it arrives, and its copy on the way into the object store."""
-
 _EPSILON = 1e-9
 _GPU_CHUNK_ROWS, _CPU_CHUNK_ROWS = 1024, 64
-_GPU_BATCH, _CPU_BATCH = 64, 2
+_CPU_BATCH = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +53,9 @@ class Budget:
         memory_per_read: bytes, of a read task.
         read_tasks: read tasks under way at most.
         read_tasks_per_actor: of them, for each actor.
-        decode_threads: in each actor.
-        batch_size: images of one forward.
+        cpus_per_read: CPUs of a read task.
+        decode_threads: in each actor, or the tasks that decode for each.
+        batch_size: images of one forward; None where the actor finds out.
         chunk_rows: images of one chunk.
         notes: what was scaled down, for the user.
     """
@@ -72,26 +68,32 @@ class Budget:
     memory_per_read: int
     read_tasks: int
     read_tasks_per_actor: int
+    cpus_per_read: float
     decode_threads: int
-    batch_size: int
+    batch_size: int | None
     chunk_rows: int
     notes: tuple[str, ...]
 
     @property
     def ray_cpus(self) -> float:
         """CPUs Ray is asked for, for one actor."""
-        left = self.cpus_per_actor - self.read_tasks_per_actor * READ_CPUS
+        left = self.cpus_per_actor - self.read_tasks_per_actor * self.cpus_per_read
         return math.floor(left * _RAY_UNITS + 1e-6) / _RAY_UNITS
 
     @property
     def threads(self) -> int:
-        """Threads that an actor computes with."""
-        return max(1, int(self.cpus_per_actor))
+        """Threads that an actor computes with; reads that decode have cores of their own."""
+        return max(1, int(self.cpus_per_actor if self.cpus_per_read == READ_CPUS else self.ray_cpus))
 
     @property
     def forward_streams(self) -> int:
         """Forwards at a time in an actor: one on a GPU, one for each core without."""
         return 1 if self.gpus_per_actor > 0 else self.threads
+
+    @property
+    def forward_depth(self) -> int:
+        """Batches in hand for each of these: on a GPU one is copied while another is computed."""
+        return 2 if self.gpus_per_actor > 0 else 1
 
     @property
     def forward_threads(self) -> int:
@@ -114,8 +116,8 @@ def make_budget(job: JobConfig, nodes: Sequence[Node], *, can_grow: bool) -> Bud
         raise UsageError(f"--min-actors {job.min_actors} is more than --max-actors {job.max_actors}")
     gpus = _gpus(job, nodes)
     cpus, notes = _cpus(job, nodes, gpus, can_grow=can_grow)
-    read_memory = _CHUNKS_OF_A_READ * job.chunk_bytes
-    memory = job.actor_memory + job.read_tasks_per_actor * read_memory
+    reads, cpus_per_read, read_memory = share_of_reads(job, cpus, gpus)
+    memory = job.actor_memory + reads * read_memory
     fits = sum(_actors_on(node, cpus, gpus, memory) for node in nodes)
     if fits == 0 and not (can_grow and job.max_actors):
         raise UsageError(
@@ -133,6 +135,7 @@ def make_budget(job: JobConfig, nodes: Sequence[Node], *, can_grow: bool) -> Bud
     if fits == 0:
         notes.append("no node can hold an actor yet: waiting for the cluster to grow")
     on_gpu = gpus > 0
+    tasks = count_read_tasks(job, nodes, maximum, cpus, reads, cpus_per_read)
     return Budget(
         min_actors=minimum,
         max_actors=maximum,
@@ -140,10 +143,11 @@ def make_budget(job: JobConfig, nodes: Sequence[Node], *, can_grow: bool) -> Bud
         gpus_per_actor=gpus,
         memory_per_actor=job.actor_memory,
         memory_per_read=read_memory,
-        read_tasks=maximum * job.read_tasks_per_actor,
-        read_tasks_per_actor=job.read_tasks_per_actor,
-        decode_threads=job.decode_threads or max(1, math.floor(cpus)),
-        batch_size=job.batch_size or (_GPU_BATCH if on_gpu else _CPU_BATCH),
+        read_tasks=tasks,
+        read_tasks_per_actor=reads,
+        cpus_per_read=cpus_per_read,
+        decode_threads=math.ceil(tasks / maximum) if job.decode == "tasks" else job.decode_threads or max(1, int(cpus)),
+        batch_size=job.batch_size or (None if on_gpu else _CPU_BATCH),
         chunk_rows=job.chunk_rows or (_GPU_CHUNK_ROWS if on_gpu else _CPU_CHUNK_ROWS),
         notes=tuple(notes),
     )

@@ -67,8 +67,9 @@ def _add_retry(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _add_job_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """What ``extract`` and ``retry-rejects`` share: who works, and when a job counts as failed."""
     job = parser.add_argument_group("job")
-    add_setting(job, "job.batch_size", "images of one forward", default="64 on a GPU, 2 on a CPU")
+    add_setting(job, "job.batch_size", "images of one forward", default="found out on a GPU, 2 on a CPU")
     add_setting(job, "job.chunk_rows", "images of a chunk, the unit of loss", default="1024 on a GPU, 64 on a CPU")
+    add_setting(job, "job.decode", "who decodes: 'tasks' run on any CPU of the cluster, also of nodes without a GPU")
     add_setting(job, "job.min_actors", "actors from the start")
     add_setting(job, "job.max_actors", "actors at most", default="what fits")
     add_setting(job, "job.gpus_per_actor", "GPUs, or a fraction, of each actor", default="1 where there are GPUs")

@@ -19,6 +19,7 @@ Implementation = Literal["fast", "reference"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Feature = Literal["embedding", "patches", "classes"]
 Dtype = Literal["float32", "float16"]
+Decode = Literal["actor", "tasks"]
 
 FILE = {"path": True}
 NATURAL = {"minimum": 0}
@@ -42,6 +43,7 @@ class ModelConfig:
         features: what to keep of the one pass: ``embedding``, ``patches``, ``classes``.
         normalize: scale each embedding to an L2 norm of 1.
         dtype: what embeddings are stored in; patches are always float16.
+        compile: put the model through ``torch.compile``: faster on a GPU, after a minute or more at the start.
     """
 
     name: str = DEFAULT_MODEL
@@ -54,6 +56,7 @@ class ModelConfig:
     features: tuple[Feature, ...] = ("embedding",)
     normalize: bool = False
     dtype: Dtype = "float32"
+    compile: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +119,17 @@ class JobConfig:
     Attributes:
         chunk_rows: images in a chunk, the unit of work, retry and loss; None is 1024 on a GPU and 64 on a CPU.
         chunk_bytes: encoded bytes in a chunk at most.
+        chunk_pixel_bytes: bytes of pixels in a chunk at most, where tasks decode.
         chunk_feature_bytes: feature bytes in a chunk at most; an actor has two chunks in hand, a few copies of each.
         shard_rows: images in a shard at most.
         shard_chunks: chunks in a shard at most, which are the row groups of its files.
         shard_bytes: feature bytes in a shard; wide rows make shards of fewer rows.
-        batch_size: images of one forward; None is 64 on a GPU and 2 on a CPU.
+        batch_size: images of one forward; None is 2 on a CPU, and on a GPU what each actor finds to be fast.
+        max_batch_size: images of one forward at most, where the actor finds out.
+        decode: who decodes: ``actor``, on threads beside the device; or ``tasks``, on any CPU of the cluster, and
+            pixels cross the object store.
         decode_threads: threads that decode, in each actor; None is the CPUs of the actor.
+        decode_tasks: tasks that decode at a time, where tasks do; None is the CPUs that the actors leave.
         min_actors: actors from the start.
         max_actors: actors at most; None is what fits on the nodes there are.
         gpus_per_actor: GPUs (or a fraction) of each actor; None is 1 where the cluster has GPUs, else 0.
@@ -146,12 +154,16 @@ class JobConfig:
 
     chunk_rows: int | None = field(default=None, metadata=POSITIVE)
     chunk_bytes: int = field(default=64 * MIB, metadata=POSITIVE)
+    chunk_pixel_bytes: int = field(default=256 * MIB, metadata=POSITIVE)
     chunk_feature_bytes: int = field(default=64 * MIB, metadata=POSITIVE)
     shard_rows: int = field(default=65_536, metadata=POSITIVE)
     shard_chunks: int = field(default=1024, metadata=POSITIVE)
     shard_bytes: int = field(default=256 * MIB, metadata=POSITIVE)
     batch_size: int | None = field(default=None, metadata=POSITIVE)
+    max_batch_size: int = field(default=128, metadata=POSITIVE)
+    decode: Decode = "actor"
     decode_threads: int | None = field(default=None, metadata=POSITIVE)
+    decode_tasks: int | None = field(default=None, metadata=POSITIVE)
     min_actors: int = field(default=1, metadata=POSITIVE)
     max_actors: int | None = field(default=None, metadata=POSITIVE)
     gpus_per_actor: float | None = field(default=None, metadata=NATURAL)

@@ -13,13 +13,17 @@ import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from pipeline.budget import ALLOCATOR, READ_CPUS
+from pipeline.budget import ALLOCATOR
 from pipeline.errors import UnavailableError
 from pipeline.raystats import ForgetBlockStats
 from pipeline.read import read_chunks
-from pipeline.worker import ExtractActor, JobSpec
+from pipeline.worker import ExtractActor, JobSpec, decoded_chunks
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import pyarrow as pa
+
     from pipeline.manifest import Manifest
     from pipeline.plan import Pending
 
@@ -33,11 +37,12 @@ _CHUNKS_AHEAD = 3 * _TASKS_PER_ACTOR  # for each actor: those it was handed, and
 class ChunkSource(Datasource):  # type: ignore[misc]  # ray ships no types
     """Pending chunks as read tasks. Each yields its chunks one by one, in a fixed order, a row and a block each."""
 
-    def __init__(self, spec: JobSpec, manifest: Manifest, pending: Pending) -> None:
+    def __init__(self, spec: JobSpec, manifest: Manifest, pending: Pending, coordinator: Any) -> None:
         total = sum(len(chunks) for _, chunks in pending)
         # Few chunks: spread them over all readers. Many: fewer tasks than chunks, for the driver's memory.
         size = max(1, min(_CHUNKS_PER_READ_TASK, total // (8 * spec.budget.read_tasks)))
         self._spec = spec
+        self._coordinator = coordinator
         self._tasks = [
             (manifest.shards[shard].source, shard, [int(chunk) for chunk in chunks[start : start + size]])
             for shard, chunks in pending
@@ -60,9 +65,14 @@ class ChunkSource(Datasource):  # type: ignore[misc]  # ray ships no types
     ) -> list[ReadTask]:
         del parallelism, data_context
         config = self._spec.config
+        read: Callable[..., Iterator[pa.Table]] = read_chunks
+        if config.job.decode == "tasks":
+            read = functools.partial(
+                decoded_chunks, preprocessor=self._spec.preprocessor, coordinator=self._coordinator
+            )
         return [
             ReadTask(
-                functools.partial(read_chunks, config, source, shard, chunks),
+                functools.partial(read, config, source, shard, chunks),
                 BlockMetadata(num_rows=len(chunks), size_bytes=None, input_files=None, exec_stats=None),
                 per_task_row_limit=per_task_row_limit,
             )
@@ -83,14 +93,16 @@ def build_dataset(spec: JobSpec, source: ChunkSource, coordinator: Any) -> ray.d
     context.custom_execution_callback_classes = [ForgetBlockStats]
     # Reads run ahead of the actors by a few full chunks, not by all the memory there is: each chunk that waits costs
     # the driver some KiB, and is read again after a kill.
-    ahead = budget.max_actors * _CHUNKS_AHEAD * spec.config.job.chunk_bytes
+    job = spec.config.job
+    chunk = job.chunk_pixel_bytes if job.decode == "tasks" else job.chunk_bytes
+    ahead = budget.max_actors * _CHUNKS_AHEAD * chunk
     context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=ahead)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     with ray.data.DataContext.current(context):
         return ray.data.read_datasource(
             source,
             override_num_blocks=source.task_count,
-            num_cpus=READ_CPUS,
+            num_cpus=budget.cpus_per_read,
             memory=budget.memory_per_read,
             concurrency=min(budget.read_tasks, source.task_count),  # Ray warns of more than there are
         ).map_batches(

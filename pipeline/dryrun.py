@@ -79,7 +79,7 @@ def _describe_new(config: Config, dest: Store, extractor: Extractor, budget: Bud
     for _, rows in list_rows(config.sources, config.listing, config.storage, config.job.limit, say):
         images += len(rows)
         size += pc.sum(rows["size"]).as_py()
-    cut = make_cut(config.job, budget, extractor.outputs)
+    cut = make_cut(config.job, budget, extractor.outputs, extractor.preprocessor.image_bytes)
     say(f"source       {names}: {images:,} images, {size / 2**20:,.1f} MiB")
     say(f"dest         {dest.root}: new; about {-(-images // cut.chunk_rows):,} chunk(s) of {cut.chunk_rows}")
     say(f"             in {-(-images // cut.shard_rows):,} shard(s) of up to {cut.shard_rows:,} rows")
@@ -120,7 +120,8 @@ def _describe_ray(config: Config, budget: Budget, say: Callable[[str], None]) ->
         return
     for note in budget.notes:
         say(f"note         {note}")
+    batches = f"batches of {budget.batch_size}" if budget.batch_size else "batches as large as is fast"
     say(
         f"ray          started here: {budget.min_actors} to {budget.max_actors} actor(s) of {budget.cpus_per_actor:g}"
-        f" CPUs and {budget.gpus_per_actor:g} GPUs, {budget.read_tasks} read task(s), batches of {budget.batch_size}"
+        f" CPUs and {budget.gpus_per_actor:g} GPUs, {budget.read_tasks} read task(s), {batches}"
     )

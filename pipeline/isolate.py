@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
     from types import TracebackType
 
-    from pipeline.preprocess import Prepared, Preprocessor
+    from pipeline.prepared import Prepared
+    from pipeline.preprocess import Preprocessor
 
 
 _READY = "ready"

@@ -85,7 +85,8 @@ def run_job(
         stack.enter_context(Lease(dest, config.job.lease_ttl_s, say, on_lost=stop.set))
         kept = kept_columns(dest) if retry else kept_fields(config.sources, config.listing, config.storage)
         agree_on(dest, extractor.fingerprint, model, kept)
-        cut, fingerprint = make_cut(config.job, budget, extractor.outputs), extractor.fingerprint
+        fingerprint, preprocessor = extractor.fingerprint, extractor.preprocessor
+        cut = make_cut(config.job, budget, extractor.outputs, preprocessor.image_bytes)
         del extractor
 
         def start() -> Workers:
@@ -97,7 +98,7 @@ def run_job(
             from pipeline.worker import JobSpec
 
             log.budget = budget
-            return RayWorkers(JobSpec(config, budget, fingerprint, make))
+            return RayWorkers(JobSpec(config, budget, fingerprint, make, preprocessor))
 
         log = RunLog(fingerprint)
         terms = Terms(config.job.max_passes, config.job.grace_s, stop, (dest,), listed)

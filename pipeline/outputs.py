@@ -56,10 +56,10 @@ class Outputs:
         """The same, on a device."""
         return self if self.head is None else replace(self, head=self.head.to(device))
 
-    def compute(self, model: torch.nn.Module, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(n, 3, H, W) normalised pixels to the columns of ``fields``, in what they are stored in."""
-        features: torch.Tensor = model.forward_features(pixels)  # type: ignore[operator]
-        embedding: torch.Tensor = model.forward_head(features, pre_logits=True)  # type: ignore[operator]
+    def compute(
+        self, model: torch.nn.Module, features: torch.Tensor, embedding: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """The (n, …) unpooled features and (n, dim) embeddings to the columns of ``fields``, as they are stored."""
         found: dict[str, torch.Tensor] = {}
         for field in self.fields:
             match field.name:

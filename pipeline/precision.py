@@ -31,6 +31,14 @@ def cast(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
     return model
 
 
+def forbid_tf32() -> None:
+    """fp32 means fp32: as it comes, torch has convolutions of a GPU round their input to the ten bits of TF32.
+
+    Matrix products it leaves alone. It holds for the whole process; half precisions know no TF32.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def resolve_precision(precision: Precision, name: str, device: str) -> Precision:
     """``auto`` as what is fast and sound for a model on a kind of device.
 

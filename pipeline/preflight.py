@@ -47,8 +47,17 @@ def until(stop: threading.Event, rows: Iterator[tuple[str, pa.RecordBatch]]) -> 
         yield item
 
 
-def make_cut(job: JobConfig, budget: Budget, outputs: Sequence[pa.Field]) -> Cut:
-    """The sizes of chunks and shards; wide rows make both of fewer rows, so that their features stay within bounds."""
+def make_cut(job: JobConfig, budget: Budget, outputs: Sequence[pa.Field], image_bytes: int = 0) -> Cut:
+    """The sizes of chunks and shards; wide rows make both of fewer rows, so that their features stay within bounds.
+
+    Args:
+        job: the bounds.
+        budget: who works.
+        outputs: the feature columns.
+        image_bytes: of the pixels of one image, which count where tasks decode.
+    """
     width = row_bytes(outputs)
     chunk_rows = max(1, min(budget.chunk_rows, job.chunk_feature_bytes // width))
+    if job.decode == "tasks" and image_bytes:
+        chunk_rows = max(1, min(chunk_rows, job.chunk_pixel_bytes // image_bytes))
     return Cut(chunk_rows, job.chunk_bytes, max(1, min(job.shard_rows, job.shard_bytes // width)), job.shard_chunks)

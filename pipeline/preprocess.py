@@ -11,6 +11,7 @@ from timm.data import create_transform
 
 from pipeline.decode import decode_image, decode_pixels
 from pipeline.errors import RejectError, UsageError
+from pipeline.prepared import Prepared
 from pipeline.resize import resize_and_crop
 
 if TYPE_CHECKING:
@@ -22,21 +23,6 @@ if TYPE_CHECKING:
 
 PRESET_SIZES: Mapping[Preset, int | None] = {"timm": None, "dinov2-224": 224}
 """Side of the crop in pixels that a preset asks for; None is the model's own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """One image, ready for the model.
-
-    Attributes:
-        pixels: (H, W, 3) uint8, RGB; H and W are the model's input size.
-        width: of the decoded image, upright, in pixels.
-        height: likewise.
-    """
-
-    pixels: NDArray[np.uint8]
-    width: int
-    height: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +122,11 @@ class Preprocessor:
         self.config = config
         self.limits = limits
         self._transform = timm_transform(config, normalize=False)
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of the pixels of a prepared image."""
+        return self.config.height * self.config.width * 3
 
     def prepare(self, data: bytes | memoryview) -> Prepared:
         """Decodes, resizes and crops one image.

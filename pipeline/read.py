@@ -38,11 +38,19 @@ CHUNK_ROW_SCHEMA = pa.schema(
         ("kept", pa.large_binary()),
         ("data", pa.list_(pa.large_binary())),
         ("reject", pa.list_(_REJECT)),
+        ("size", pa.list_(pa.list_(pa.int32(), 2))),
+        ("shape", pa.list_(pa.int32())),
+        ("pixels", pa.large_binary()),
+        ("bytes_read", pa.int64()),
+        ("prepare_seconds", pa.float64()),
+        ("prepare_cpu_seconds", pa.float64()),
         ("read_seconds", pa.float64()),
         ("read_cpu_seconds", pa.float64()),
         ("requests", pa.map_(pa.string(), pa.int64())),
     ]
 )
+"""One chunk. ``pipeline.chunkrow.decode_row`` sets ``size``, ``shape`` and ``pixels``: width and height of each image
+that is decoded, the shape of a model's input and, one after another, the pixels themselves."""
 
 
 _OUTAGE = 0.5
@@ -66,7 +74,7 @@ def read_chunk(manifest: ManifestReader, source: Fetcher, shard: int, chunk: int
     """Fetches one chunk.
 
     Returns:
-        one row of :data:`CHUNK_ROW_SCHEMA`; ``data[i]`` is null exactly where ``reject[i]`` is not.
+        one row of :data:`CHUNK_ROW_SCHEMA`, nothing decoded; ``data[i]`` is null exactly where ``reject[i]`` is not.
 
     Raises:
         StorageError: the store is down, or half of the reads or more failed for its reasons; no image is rejected then.
@@ -85,6 +93,12 @@ def read_chunk(manifest: ManifestReader, source: Fetcher, shard: int, chunk: int
             "kept": [_pack(rows.select([field.name for field in schema.kept_fields(rows.schema)]))],
             "data": [[item.data if isinstance(item, Fetched) else None for item in fetched]],
             "reject": [[_as_struct(item) for item in fetched]],
+            "size": [[None] * len(fetched)],
+            "shape": [None],
+            "pixels": [None],
+            "bytes_read": [sum(len(item.data) for item in fetched if isinstance(item, Fetched))],
+            "prepare_seconds": [0.0],
+            "prepare_cpu_seconds": [0.0],
             "read_seconds": [time.perf_counter() - wall],
             "read_cpu_seconds": [time.process_time() - cpu],
             "requests": [sorted(counted.take().items())],

@@ -51,6 +51,7 @@ _BUDGET = (
     "decode_threads",
     "forward_streams",
     "read_tasks_per_actor",
+    "cpus_per_read",
     "batch_size",
     "chunk_rows",
 )

@@ -51,7 +51,7 @@ def _run_wave(spec: JobSpec, manifest: Manifest, wave: Pending, stop: threading.
         .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
         .remote()
     )
-    dataset = build_dataset(spec, ChunkSource(spec, manifest, wave), coordinator)
+    dataset = build_dataset(spec, ChunkSource(spec, manifest, wave, coordinator), coordinator)
     results: queue.SimpleQueue[ChunkResult | Exception | None] = queue.SimpleQueue()
     threading.Thread(target=_consume, args=(dataset, results), name="raysight-results", daemon=True).start()
     deadline: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,23 +32,32 @@ class Forwarded:
 class ForwardStreams:
     """Runs forwards, ``streams`` of them at a time.
 
-    A GPU takes one after another. On a CPU a stream is a core: threads that share one forward wait for the slowest of
-    them after every layer, so whatever else runs on one core for a moment costs them all (docs/performance.md).
+    A GPU computes one after another; with a ``depth`` of two, a batch is on its way there meanwhile. On a CPU a stream
+    is a core: threads that share one forward wait for the slowest of them after every layer, so whatever else runs on
+    one core for a moment costs them all (docs/performance.md).
 
     Args:
         extractor: whose ``forward`` is called.
         streams: forwards at a time.
         threads: of torch, in each.
+        depth: batches in hand for each stream, which it works through one after another.
+
+    Attributes:
+        in_hand: batches in hand at most, of all streams.
     """
 
-    def __init__(self, extractor: Extractor, streams: int, threads: int) -> None:
+    def __init__(self, extractor: Extractor, streams: int, threads: int, depth: int = 1) -> None:
         import torch  # not at the top: read and seal workers have no use for it
 
         self._extractor = extractor
         self.streams = streams
+        self.in_hand = streams * depth
+        self._one_by_one = depth > 1
+        self._free_since = 0.0
+        self._lock = threading.Lock()
         # torch keeps a number of threads for each thread.
         self._pool = ThreadPoolExecutor(
-            streams, thread_name_prefix="forward", initializer=torch.set_num_threads, initargs=(threads,)
+            self.in_hand, thread_name_prefix="forward", initializer=torch.set_num_threads, initargs=(threads,)
         )
 
     def submit(self, batch: Sequence[NDArray[np.uint8]]) -> Future[Forwarded]:
@@ -57,4 +67,9 @@ class ForwardStreams:
     def _forward(self, batch: Sequence[NDArray[np.uint8]]) -> Forwarded:
         before, cpu = time.perf_counter(), time.thread_time()
         features = self._extractor.forward(batch)
-        return Forwarded(features, (time.perf_counter() - before) / self.streams, time.thread_time() - cpu)
+        after, cpu = time.perf_counter(), time.thread_time() - cpu
+        if self._one_by_one:
+            with self._lock:  # the device had the batch before until then
+                before = max(before, self._free_since)
+                after = self._free_since = max(after, before)
+        return Forwarded(features, (after - before) / self.streams, cpu)

@@ -110,9 +110,9 @@ class Engine:
         return {"max_pixels": pixels, "max_bytes": self.limits.max_bytes}
 
     def warm_up(self) -> None:
-        """One forward of a full batch: what a device does only once must not count as its speed."""
-        pixels = np.zeros((*self.image_size, 3), np.uint8)
-        self.extractor.forward([pixels] * batch_size(self.config, on_gpu=self.extractor.device.type == "cuda"))
+        """A forward of each size there will be: what a device does only once must not count as its speed."""
+        size = batch_size(self.config, on_gpu=self.extractor.device.type == "cuda")
+        self.extractor.settle(size, size)
 
     def start(self) -> None:
         """Begins to work, on the running event loop."""
@@ -184,9 +184,8 @@ class Engine:
         return self.extractor.fingerprint.restricted(described)
 
     async def check(self) -> None:
-        """Raises when the device is lost: a CUDA error that sticks shows in the next call."""
-        if self.extractor.device.type == "cuda":
-            await asyncio.to_thread(torch.cuda.synchronize, self.extractor.device)
+        """Raises when the device is lost."""
+        await asyncio.to_thread(self.extractor.check)
 
 
 def batch_size(config: ServeConfig, *, on_gpu: bool) -> int:

@@ -9,17 +9,22 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from pipeline.config import ImageLimits, ModelConfig
 from pipeline.extractor import Extractor, load_extractor
-from pipeline.preprocess import Prepared, Preprocessor
+from pipeline.preprocess import Preprocessor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
     from numpy.typing import NDArray
+
+    from pipeline.prepared import Prepared
 
 POISON = b"raysight-test-poison"
 """In a JPEG comment: decoding it ends the process."""
@@ -71,4 +76,25 @@ class SlowerExtractor(Extractor):
 def slower(model: ModelConfig) -> Extractor:
     extractor = load_extractor(model, ImageLimits())
     extractor.__class__ = SlowerExtractor
+    return extractor
+
+
+class FailingExtractor(Extractor):
+    """Loses its device in the third batch of the first two processes; each leaves a file in $TEST_LOST_DEVICES."""
+
+    batches = 0
+
+    def forward(self, batch: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
+        folder = Path(os.environ["TEST_LOST_DEVICES"])
+        with DEVICE:
+            self.batches += 1
+            if self.batches == 3 and len(list(folder.iterdir())) < 2:
+                (folder / str(os.getpid())).touch()
+                raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        return super().forward(batch)
+
+
+def failing(model: ModelConfig) -> Extractor:
+    extractor = load_extractor(model, ImageLimits())
+    extractor.__class__ = FailingExtractor
     return extractor

@@ -12,6 +12,7 @@ import pytest
 import simplejpeg
 
 from pipeline.actor import ChunkResult, ChunkWorker, WorkerConfig
+from pipeline.chunkrow import images
 from pipeline.config import ImageLimits, ModelConfig, StorageConfig
 from pipeline.cut import Cut
 from pipeline.errors import InterruptedJobError
@@ -73,7 +74,7 @@ def test_rows_come_in_the_order_of_the_manifest_each_with_its_own_vector(
 
 
 def test_the_bytes_of_a_chunk_lie_so_that_libjpeg_turbo_takes_them(row: pa.Table) -> None:
-    items = list(ChunkWorker._items(row))
+    items = list(images(row))
     for index, data in enumerate(row["data"][0].as_py()):
         if index != 3:
             np.testing.assert_array_equal(simplejpeg.decode_jpeg(items[index]), simplejpeg.decode_jpeg(data))

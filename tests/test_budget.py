@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.budget import READ_CPUS, Budget, make_budget
+from pipeline.budget import Budget, make_budget
 from pipeline.cluster import Node
 from pipeline.config import MIB, JobConfig
 from pipeline.errors import UsageError
@@ -119,21 +119,48 @@ def test_batches_and_chunks_follow_the_device_unless_they_are_given() -> None:
         make_budget(JobConfig(), [node(4)], can_grow=False),
         make_budget(JobConfig(), [node(4, 1)], can_grow=False),
     )
-    assert (on_cpu.batch_size, on_cpu.chunk_rows, on_gpu.batch_size, on_gpu.chunk_rows) == (2, 64, 64, 1024)
+    assert (on_cpu.batch_size, on_cpu.chunk_rows, on_gpu.batch_size, on_gpu.chunk_rows) == (2, 64, None, 1024)
     given = make_budget(JobConfig(batch_size=3, chunk_rows=7, decode_threads=5), [node(4, 1)], can_grow=False)
     assert (given.batch_size, given.chunk_rows, given.decode_threads) == (3, 7, 5)
 
 
 def test_a_forward_has_a_core_to_itself_and_a_gpu_one_forward() -> None:
     cpu, gpu = (make_budget(JobConfig(), [node(4, gpus)], can_grow=False) for gpus in (0, 1))
-    assert (cpu.forward_streams, cpu.forward_threads) == (4, 1)
-    assert (gpu.forward_streams, gpu.forward_threads) == (1, 4)
+    assert (cpu.forward_streams, cpu.forward_threads, cpu.forward_depth) == (4, 1, 1)
+    assert (gpu.forward_streams, gpu.forward_threads, gpu.forward_depth) == (1, 4, 2)
 
 
 def test_threads_follow_the_cpus_of_an_actor_and_are_never_none() -> None:
     assert make_budget(JobConfig(), [node(4)], can_grow=False).threads == 4
     shared = make_budget(JobConfig(cpus_per_actor=0.5), [node(1)], can_grow=False)
     assert (shared.threads, shared.decode_threads) == (1, 1)
+
+
+def decoding(nodes: list[Node], **options: Any) -> Budget:
+    return make_budget(JobConfig(decode="tasks", **options), nodes, can_grow=False)
+
+
+def test_tasks_that_decode_have_a_core_each_and_leave_the_actor_its_own() -> None:
+    gpu = decoding([node(16, 1)])
+    assert (gpu.read_tasks_per_actor, gpu.cpus_per_read, gpu.ray_cpus, gpu.threads) == (15, 1.0, 1.0, 1)
+    cpu = decoding([node(4)])
+    assert (cpu.read_tasks_per_actor, cpu.cpus_per_read, cpu.ray_cpus, cpu.forward_streams) == (2, 1.0, 2.0, 2)
+    least = decoding([node(1)])
+    assert (least.read_tasks_per_actor, least.cpus_per_read, least.ray_cpus) == (1, 0.5, 0.5)
+
+
+def test_tasks_decode_on_nodes_without_an_actor_as_well() -> None:
+    nodes = [node(8, 1), node(16), node(16)]
+    assert decoding(nodes).read_tasks == 7 + 32
+    assert decoding(nodes, decode_tasks=20).read_tasks == 20
+    assert make_budget(JobConfig(), nodes, can_grow=False).read_tasks == 2
+
+
+def test_the_pixels_of_tasks_that_decode_count_as_memory() -> None:
+    budget = decoding([node(2)], chunk_bytes=10 * MIB, chunk_pixel_bytes=100 * MIB)
+    assert budget.memory_per_read == 210 * MIB
+    with pytest.raises(UsageError, match="no node can hold an actor"):
+        decoding([node(2, gib=1)], chunk_pixel_bytes=GIB)
 
 
 def test_a_node_too_small_for_an_actors_reads_is_refused_not_scaled_down_to() -> None:
@@ -161,13 +188,19 @@ NODES = st.lists(
     reads=st.integers(1, 6),
     least=st.integers(1, 20),
     most=st.none() | st.integers(20, 100),
+    decode=st.sampled_from(["actor", "tasks"]),
 )
 def test_wherever_actors_fit_their_reads_have_cpus_and_memory_left(
-    nodes: list[Node], cpus: float | None, gpus: float | None, reads: int, least: int, most: int | None
+    nodes: list[Node], cpus: float | None, gpus: float | None, reads: int, least: int, most: int | None, decode: Any
 ) -> None:
     """Packs each node as full of actors as Ray could, by what Ray is asked for; the reads of these must fit beside."""
     job = JobConfig(
-        cpus_per_actor=cpus, gpus_per_actor=gpus, read_tasks_per_actor=reads, min_actors=least, max_actors=most
+        cpus_per_actor=cpus,
+        gpus_per_actor=gpus,
+        read_tasks_per_actor=reads,
+        min_actors=least,
+        max_actors=most,
+        decode=decode,
     )
     try:
         budget = make_budget(job, nodes, can_grow=False)
@@ -175,7 +208,8 @@ def test_wherever_actors_fit_their_reads_have_cpus_and_memory_left(
         return
     assert 1 <= budget.min_actors <= budget.max_actors
     assert budget.ray_cpus > 0
-    assert budget.read_tasks == budget.max_actors * budget.read_tasks_per_actor
+    assert budget.read_tasks >= budget.max_actors * budget.read_tasks_per_actor
+    reads = budget.read_tasks_per_actor
     memory = budget.memory_per_actor + reads * budget.memory_per_read
     room = 0
     for one in nodes:
@@ -185,6 +219,6 @@ def test_wherever_actors_fit_their_reads_have_cpus_and_memory_left(
         elif budget.gpus_per_actor > 0:
             actors = min(actors, int(one.gpus) * int(1 / budget.gpus_per_actor + 1e-9))
         room += actors
-        assert one.cpus - actors * budget.ray_cpus >= actors * reads * READ_CPUS - 1e-6
+        assert one.cpus - actors * budget.ray_cpus >= actors * reads * budget.cpus_per_read - 1e-6
         assert one.memory - actors * budget.memory_per_actor >= actors * reads * budget.memory_per_read
     assert budget.max_actors <= room

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import jobs
@@ -53,7 +54,8 @@ def spec(tmp_path: Path, photographs: Mapping[str, bytes]) -> JobSpec:
     write_generation(dest, None, Listing(config.sources), list_rows(config.sources), Cut(4, 1 << 20, 1000))
     factory = partial(load_extractor, MODEL, ImageLimits())
     budget = make_budget(config.job, [Node(2, 0, 8 << 30)], can_grow=False)
-    return JobSpec(config, budget, factory().fingerprint, factory)
+    extractor = factory()
+    return JobSpec(config, budget, extractor.fingerprint, factory, extractor.preprocessor)
 
 
 def listed(spec: JobSpec) -> Manifest:
@@ -69,7 +71,7 @@ def test_reads_and_actors_do_not_fuse_and_every_chunk_is_a_block(ray_on_two_cpus
     from pipeline.worker import Coordinator
 
     coordinator = ray.remote(Coordinator).options(num_cpus=0).remote()
-    source = ChunkSource(spec, listed(spec), [(0, np.arange(10))])
+    source = ChunkSource(spec, listed(spec), [(0, np.arange(10))], coordinator)
     dataset = build_dataset(spec, source, coordinator).materialize()
     stats = dataset.stats()
     assert "Operator 1 ReadChunks" in stats
@@ -121,7 +123,7 @@ def test_read_tasks_hold_every_pending_chunk_once(spec: JobSpec) -> None:
 
     pending = [(0, np.arange(5)), (1, np.arange(1000, 3000))]
     shards = (ManifestShard((), "", "/photos/", 1), ManifestShard((), "", "/more/", 2))
-    tasks = ChunkSource(spec, Manifest(shards, ()), pending).get_read_tasks(1)
+    tasks = ChunkSource(spec, Manifest(shards, ()), pending, None).get_read_tasks(1)
     assert sum(task.metadata.num_rows for task in tasks) == 2005
     found = [(task.read_fn.args[2], chunk) for task in tasks for chunk in task.read_fn.args[3]]
     assert found == [(shard, int(chunk)) for shard, chunks in pending for chunk in chunks]
@@ -136,6 +138,50 @@ def test_the_coordinator_counts_attempts_until_a_chunk_is_committed() -> None:
     assert coordinator.begin(0, 2) == (1, False)
     coordinator.end(0, 1)
     assert coordinator.begin(0, 1) == (1, False)
+
+
+def test_attempts_of_tasks_that_decode_count_until_one_ends_and_the_actors_go_on_from_there() -> None:
+    from pipeline.worker import Coordinator
+
+    coordinator = Coordinator()
+    assert [coordinator.begin_decoding(0, 1) for _ in range(4)] == [1, 2, 3, 4]
+    assert coordinator.begin(0, 1) == (5, False)
+    assert coordinator.begin(0, 1) == (6, False)
+    assert coordinator.begin_decoding(0, 2) == 1
+    coordinator.end_decoding(0, 2)
+    assert coordinator.begin_decoding(0, 2) == 1  # read anew, after a node was lost
+    coordinator.end_decoding(0, 2)
+    assert coordinator.begin(0, 2) == (1, False)
+
+
+def test_a_task_reads_and_decodes_and_hands_on_what_killed_others(
+    spec: JobSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    from pipeline.chunkrow import images
+    from pipeline.prepared import Prepared
+    from pipeline.worker import Coordinator, decoded_chunks
+
+    class Here:
+        """A coordinator whose methods are called as those of an actor."""
+
+        def __init__(self) -> None:
+            self.coordinator = Coordinator()
+
+        def __getattr__(self, name: str) -> SimpleNamespace:
+            return SimpleNamespace(remote=getattr(self.coordinator, name))
+
+    monkeypatch.setattr(ray, "get", lambda value, timeout: value)
+    here = Here()
+    for _ in range(spec.config.job.poison_attempts):
+        here.coordinator.begin_decoding(0, 3)  # and never ended
+    source = listed(spec).shards[0].source
+    healthy, suspect = decoded_chunks(spec.config, source, 0, [2, 3], spec.preprocessor, here)
+    assert [type(item) for item in images(healthy)] == [Prepared] * 4
+    assert [type(item) for item in images(suspect)] == [memoryview] * 4
+    assert here.coordinator.begin(0, 2) == (1, False)
+    assert here.coordinator.begin(0, 3)[0] > spec.config.job.poison_attempts
 
 
 def test_a_stopped_coordinator_begins_nothing_and_is_drained_when_all_results_were_seen() -> None:

@@ -14,10 +14,12 @@ import pytest
 from pipeline.config import ImageLimits
 from pipeline.errors import RejectError
 from pipeline.isolate import IsolatedPreprocessor
-from pipeline.preprocess import Prepared, PreprocessConfig, Preprocessor
+from pipeline.preprocess import PreprocessConfig, Preprocessor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from pipeline.prepared import Prepared
 
 CONFIG = PreprocessConfig(
     height=32,

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.config import ImageLimits, ModelConfig
 from pipeline.errors import UsageError
+from pipeline.extractor import load_extractor
 from pipeline.precision import check_precision, cpu_multiplies_bf16, resolve_precision
 
 
@@ -60,3 +62,10 @@ def test_fp16_on_a_cpu_is_refused() -> None:
 def test_what_the_cpu_can_do_is_what_the_kernel_says() -> None:
     flags = Path("/proc/cpuinfo").read_text().split()
     assert cpu_multiplies_bf16() == bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
+
+
+def test_fp32_is_no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    load_extractor(ModelConfig("test_vit", "random:0", precision="fp32"), ImageLimits(), torch.device("cpu"))
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32

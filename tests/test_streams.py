@@ -66,3 +66,32 @@ def test_what_a_forward_raises_reaches_who_asked_for_it() -> None:
     future = ForwardStreams(Meeting(forward), 1, 1).submit(pictures(0))  # type: ignore[arg-type]
     with pytest.raises(FloatingPointError, match="no device"):
         future.result()
+
+
+def test_with_a_depth_of_two_a_stream_has_two_batches_in_hand() -> None:
+    barrier = threading.Barrier(2)
+    streams = ForwardStreams(Meeting(lambda: barrier.wait(MEET_S) and None), 1, 1, depth=2)  # type: ignore[arg-type]
+    assert (streams.streams, streams.in_hand) == (1, 2)
+    for future in [streams.submit(pictures(value)) for value in range(4)]:
+        future.result()
+
+
+def test_of_two_batches_in_hand_the_second_holds_the_device_from_where_the_first_left_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first_is_in, first_may_go = threading.Event(), threading.Event()
+
+    def forward() -> None:
+        if not first_is_in.is_set():
+            first_is_in.set()
+            assert first_may_go.wait(MEET_S)
+
+    streams = ForwardStreams(Meeting(forward), 1, 1, depth=2)  # type: ignore[arg-type]
+    clock = iter((10.0, 11.0, 14.0, 16.0))  # first begins, second begins, second ends, first ends
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    first = streams.submit(pictures(0))
+    assert first_is_in.wait(MEET_S)
+    second = streams.submit(pictures(1))
+    assert second.result().seconds == 3.0
+    first_may_go.set()
+    assert first.result().seconds == 2.0  # 14 to 16: it had waited for the other
