@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from multiprocessing.queues import SimpleQueue
     from multiprocessing.synchronize import Barrier
 
-    from pipeline.preprocess import Prepared
+    from pipeline.prepared import Prepared
 
 _DISTINCT = 300
 _WARM_UP = 50

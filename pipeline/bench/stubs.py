@@ -11,7 +11,8 @@ from timm.models import get_pretrained_cfg
 
 from pipeline.extractor import Extractor
 from pipeline.fingerprint import Fingerprint
-from pipeline.preprocess import Prepared, Preprocessor, resolve_preset
+from pipeline.prepared import Prepared
+from pipeline.preprocess import Preprocessor, resolve_preset
 from pipeline.schema import describe_output, embedding_field
 
 if TYPE_CHECKING:
