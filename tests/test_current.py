@@ -135,6 +135,12 @@ class Follows(RuleBasedStateMachine):
         found = self.world.versions()
         assert len(found) == len(set(found))
 
+    @invariant()
+    def no_row_goes_before_the_one_in_its_place_is_there(self) -> None:
+        """Also of jobs that died in the middle, unless they pruned."""
+        if not self.died_pruning:
+            assert self.settled.keys() <= self.world.uris()
+
     # The oracle.
 
     def holds(self, source: int) -> bool:

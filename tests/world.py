@@ -211,6 +211,12 @@ class World:
             return []
         return duckdb.sql(f"select uri, etag from '{self.dest}/features/*.parquet'").fetchall()
 
+    def uris(self) -> set[str]:
+        """All that stand in features or rejects."""
+        folders = [kind for kind in ("features", "rejects") if list(self.dest.glob(f"{kind}/*.parquet"))]
+        rows = (duckdb.sql(f"select uri from '{self.dest}/{kind}/*.parquet'").fetchall() for kind in folders)
+        return {uri for found in rows for (uri,) in found}
+
     def problems(self) -> list[str]:
         """What verify finds wrong with the dataset's structure."""
         store = LocalStore(str(self.dest))
