@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -108,6 +109,15 @@ class Browser:
         """What stands in the console since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
+    def requests(self) -> list[str]:
+        """What was asked for since the last call, answered or not, but for what the browser finds in itself.
+
+        Of a browser that was started to ``watch``.
+        """
+        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        urls = [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
+        return [url for url in urls if not url.startswith(("blob:", "data:", "chrome:"))]
+
     def screenshot(self, path: Path) -> None:
         """The whole page, as PNG."""
         size = self.driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
@@ -117,8 +127,8 @@ class Browser:
 
 
 @contextmanager
-def start_browser(folder: Path) -> Iterator[Browser]:
-    """Starts Chromium; ends it with everything it started."""
+def start_browser(folder: Path, *, watch: bool = False) -> Iterator[Browser]:
+    """Starts Chromium, and notes all its requests where it is to watch; ends it with everything it started."""
     assert CHROMIUM
     assert DRIVER
     downloads = folder / "downloads"
@@ -127,7 +137,7 @@ def start_browser(folder: Path) -> Iterator[Browser]:
     options.binary_location = CHROMIUM
     for flag in (*_FLAGS, f"--user-data-dir={folder / 'profile'}"):
         options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL" if watch else "OFF"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     try:
         driver.set_script_timeout(60)
