@@ -139,15 +139,17 @@ class FailingStore:
         store: the store behind it.
         writes: how many writes go through.
         torn: whether the write that fails is carried out all the same (the answer is lost).
+        below: only writes and deletions of objects whose name begins so are counted.
     """
 
     class DiedError(Exception):
         """Not an error that anything would handle."""
 
-    def __init__(self, store: Store, writes: int, *, torn: bool = False) -> None:
+    def __init__(self, store: Store, writes: int, *, torn: bool = False, below: str = "") -> None:
         self._store = store
         self._left = writes
         self._torn = torn
+        self._below = below
         self._dead = False
 
     def __getattr__(self, name: str) -> Callable[..., object]:
@@ -158,7 +160,7 @@ class FailingStore:
         def call(*arguments: object, **options: object) -> object:
             if self._dead:
                 raise self.DiedError
-            if name in ("put", "put_file", "put_if_absent", "replace_file", "delete"):
+            if name in ("put", "put_file", "put_if_absent", "replace_file", "delete") and self._counts(arguments[0]):
                 if self._left == 0:
                     self._dead = True
                     if self._torn:
@@ -168,3 +170,7 @@ class FailingStore:
             return value(*arguments, **options)
 
         return call
+
+    def _counts(self, keys: object) -> bool:
+        names = [keys] if isinstance(keys, str) else keys
+        return any(str(name).startswith(self._below) for name in names)  # type: ignore[attr-defined]

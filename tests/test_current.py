@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 NAMES = st.sampled_from([f"{number}.png" for number in range(14)])
 SOURCES = st.integers(0, 1)
 LISTED = st.sampled_from([(0,), (1,), (0, 1), (1, 0)])
+FOLDERS = st.sampled_from(["_raysight/manifest/", "_raysight/chunks/", "rejects/", "features/"])
 CONTENTS = st.one_of(st.integers(0, 99).map(lambda number: b"%d" % number), st.just(b"corrupt"))
 
 
@@ -105,16 +106,18 @@ class Follows(RuleBasedStateMachine):
         sources=LISTED,
         prune=st.booleans(),
         retry=st.booleans(),
-        writes=st.integers(0, 30),
+        moment=st.one_of(st.tuples(st.just(""), st.integers(0, 30)), st.tuples(FOLDERS, st.integers(0, 2))),
         torn=st.booleans(),
     )
-    def die(self, sources: tuple[int, ...], prune: bool, retry: bool, writes: int, torn: bool) -> None:
+    def die(self, sources: tuple[int, ...], prune: bool, retry: bool, moment: tuple[str, int], torn: bool) -> None:
+        """At the n-th write of all, or of those to one folder: each kind of step is broken off often."""
         store = LocalStore(str(self.world.dest))
         if retry and load_manifest(store) is None:
             return
         self.died = True
         self.died_pruning |= prune and not retry
-        dying = FailingStore(store, writes, torn=torn)
+        below, writes = moment
+        dying = FailingStore(store, writes, torn=torn, below=below)
         with contextlib.suppress(FailingStore.DiedError, UsageError):
             self.world.extract(sources, prune=prune, retry=retry, dest=dying)
 

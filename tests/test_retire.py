@@ -2,83 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import FINGERPRINT, FailingStore, Numbers, numbers, vector
+from datasets import FINGERPRINT, FailingStore, Numbers
+from shards import REJECTED, Sealed
 
 from pipeline import schema
 from pipeline.config import StorageConfig
-from pipeline.cut import Cut
 from pipeline.dataset import load_info
 from pipeline.errors import NotFoundError, RaysightError
-from pipeline.generation import Listing, write_generation
 from pipeline.inspection import check_structure
 from pipeline.local import LocalStore
-from pipeline.retire import retire_rows, unapplied
+from pipeline.retire import unapplied
 from pipeline.seal import clean_up, seal_shard
 from pipeline.storage import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
-    from pipeline.manifest import Manifest
     from pipeline.storage import Store
-
-CUT = Cut(chunk_rows=3, chunk_bytes=1000, shard_rows=7)
-REJECTED = (1, 2, 4)
-
-
-@dataclass
-class Dataset:
-    """Eight rows in two sealed shards, 1, 2 and 4 of them rejected; then generations that retire rows of the first."""
-
-    dest: Store
-    manifest: Manifest
-
-    @classmethod
-    def make(cls, dest: Store) -> Dataset:
-        made = numbers(dest, 8, CUT, REJECTED)
-        for shard in range(len(made.manifest.shards)):
-            made.commit_all(shard)
-            made.seal(shard)
-        return cls(dest, made.manifest)
-
-    def retire(self, *rows: int) -> None:
-        """Commits a generation in which these rows leave the first shard for good."""
-        columns = [[f"/nowhere/image-{n}" for n in rows], [f"v{n}" for n in rows], ["gone"] * len(rows)]
-        table = pa.table(columns, schema=schema.RETIRED_SCHEMA)
-        listing = Listing(("/nowhere/",))
-        self.manifest = write_generation(self.dest, self.manifest, listing, [], CUT, retired=[(0, table)])
-
-    def rewrite(self, dest: Store | FailingStore | None = None, generation: int | None = None) -> None:
-        """Rewrites the first shard for a generation, the last one if none is given."""
-        number = generation or self.manifest.last.number
-        (part,) = self.manifest.generations[number - 1].retired
-        retire_rows(dest or self.dest, number, part)  # type: ignore[arg-type]
-
-    def read(self, tmp_path: Path, folder: str) -> dict[str, Any]:
-        """uri → value of all files of ``features`` or ``rejects``, read one by one; fails where a uri comes twice."""
-        column = "embedding" if folder == "features" else "message"
-        found: dict[str, Any] = {}
-        for item in self.dest.list_objects(f"{folder}/"):
-            self.dest.get_file(item.key, tmp_path / "copy.parquet")
-            for row in pq.ParquetFile(tmp_path / "copy.parquet").read().to_pylist():
-                assert row["uri"] not in found, f"{row['uri']} is there twice"
-                found[row["uri"]] = row[column]
-        return found
-
-    def assert_holds(self, tmp_path: Path, rows: Sequence[int]) -> None:
-        """These rows, each once and with its value, and nothing else; verify agrees."""
-        assert self.read(tmp_path, "features") == {f"/nowhere/image-{n}": vector(n) for n in rows if n not in REJECTED}
-        assert self.read(tmp_path, "rejects") == {f"/nowhere/image-{n}": f"row {n}" for n in rows if n in REJECTED}
-        info = load_info(self.dest)
-        assert info is not None
-        assert check_structure(self.dest, info, self.manifest).problems == []
 
 
 class Late:
@@ -99,15 +44,15 @@ class Late:
 
 
 @pytest.fixture(params=["folder", "bucket", "bucket without conditional puts"])
-def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> Dataset:
+def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> Sealed:
     if request.param == "folder":
-        return Dataset.make(LocalStore(str(tmp_path / "out")))
+        return Sealed.make(LocalStore(str(tmp_path / "out")))
     bucket = request.getfixturevalue("bucket")
     bucket.server.set_faults(no_conditional_puts=request.param != "bucket")
-    return Dataset.make(open_store(f"{bucket.url}/out", StorageConfig()))
+    return Sealed.make(open_store(f"{bucket.url}/out", StorageConfig()))
 
 
-def test_rows_leave_features_and_rejects_and_all_else_stays(dataset: Dataset, tmp_path: Path) -> None:
+def test_rows_leave_features_and_rejects_and_all_else_stays(dataset: Sealed, tmp_path: Path) -> None:
     dataset.retire(0, 1)
     assert [part.shard for part in unapplied(dataset.dest, dataset.manifest)] == [0]
     dataset.rewrite()
@@ -115,7 +60,7 @@ def test_rows_leave_features_and_rejects_and_all_else_stays(dataset: Dataset, tm
     dataset.assert_holds(tmp_path, [2, 3, 4, 5, 6, 7])
 
 
-def test_a_shard_can_lose_all_its_rejects_or_all_its_rows(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_shard_can_lose_all_its_rejects_or_all_its_rows(dataset: Sealed, tmp_path: Path) -> None:
     dataset.retire(*REJECTED)
     dataset.rewrite()
     dataset.assert_holds(tmp_path, [0, 3, 5, 6, 7])
@@ -124,7 +69,7 @@ def test_a_shard_can_lose_all_its_rejects_or_all_its_rows(dataset: Dataset, tmp_
     dataset.assert_holds(tmp_path, [6, 7])
 
 
-def test_rewriting_again_changes_nothing(dataset: Dataset, tmp_path: Path) -> None:
+def test_rewriting_again_changes_nothing(dataset: Sealed, tmp_path: Path) -> None:
     dataset.retire(0, 1)
     dataset.rewrite()
     before = {item.key: item.version for item in dataset.dest.list_objects()}
@@ -132,7 +77,7 @@ def test_rewriting_again_changes_nothing(dataset: Dataset, tmp_path: Path) -> No
     assert {item.key: item.version for item in dataset.dest.list_objects()} == before
 
 
-def test_a_zombie_that_rewrites_after_the_next_run_has_changes_nothing(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_zombie_that_rewrites_after_the_next_run_has_changes_nothing(dataset: Sealed, tmp_path: Path) -> None:
     dataset.retire(0, 1)
     zombie = Late(dataset.dest, dataset.rewrite)
     dataset.rewrite(zombie)  # type: ignore[arg-type]
@@ -140,7 +85,7 @@ def test_a_zombie_that_rewrites_after_the_next_run_has_changes_nothing(dataset: 
     dataset.assert_holds(tmp_path, [2, 3, 4, 5, 6, 7])
 
 
-def test_a_zombie_that_rewrites_generations_later_brings_no_row_back(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_zombie_that_rewrites_generations_later_brings_no_row_back(dataset: Sealed, tmp_path: Path) -> None:
     """It has read the shard with the rows that leave since, and puts rejects that nothing refers to any more."""
     dataset.retire(0, 1)
 
@@ -157,7 +102,7 @@ def test_a_zombie_that_rewrites_generations_later_brings_no_row_back(dataset: Da
 
 
 def test_rejects_that_a_zombie_puts_back_count_for_nothing_and_go_with_the_next_run(
-    dataset: Dataset, tmp_path: Path
+    dataset: Sealed, tmp_path: Path
 ) -> None:
     dataset.retire(0, 1)
     dataset.rewrite()
@@ -174,7 +119,7 @@ def test_rejects_that_a_zombie_puts_back_count_for_nothing_and_go_with_the_next_
     dataset.assert_holds(tmp_path, [3, 4, 5, 6, 7])
 
 
-def test_a_zombie_that_seals_after_the_rewrite_brings_no_row_back(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_zombie_that_seals_after_the_rewrite_brings_no_row_back(dataset: Sealed, tmp_path: Path) -> None:
     """It still knows the chunks of the shard as it was, values of another device among them."""
     dataset.retire(0, 1)
     dataset.rewrite()
@@ -190,7 +135,7 @@ def test_a_zombie_that_seals_after_the_rewrite_brings_no_row_back(dataset: Datas
 @pytest.mark.parametrize("writes", range(3))
 def test_a_death_at_any_write_loses_nothing_and_is_made_good(tmp_path: Path, writes: int, torn: bool) -> None:
     """Rejects, features, the old rejects: the process dies at one of them."""
-    dataset = Dataset.make(LocalStore(str(tmp_path / "out")))
+    dataset = Sealed.make(LocalStore(str(tmp_path / "out")))
     dataset.retire(0, 1)
     with pytest.raises(FailingStore.DiedError):
         dataset.rewrite(FailingStore(dataset.dest, writes, torn=torn))
@@ -204,14 +149,14 @@ def test_a_death_at_any_write_loses_nothing_and_is_made_good(tmp_path: Path, wri
 
 
 def test_rows_that_are_not_there_cannot_leave(tmp_path: Path) -> None:
-    dataset = Dataset.make(LocalStore(str(tmp_path / "out")))
+    dataset = Sealed.make(LocalStore(str(tmp_path / "out")))
     dataset.retire(0, 7)  # 7 is in the other shard
     with pytest.raises(RaysightError, match="2 rows should leave shard 0, but it holds 1 of them; raysight verify"):
         dataset.rewrite()
 
 
 def test_a_list_that_is_not_the_committed_one_is_not_followed(tmp_path: Path) -> None:
-    dataset = Dataset.make(LocalStore(str(tmp_path / "out")))
+    dataset = Sealed.make(LocalStore(str(tmp_path / "out")))
     dataset.retire(0)
     key = schema.retired_rows(2, 0)
     content = dataset.dest.get(key)
@@ -223,7 +168,7 @@ def test_a_list_that_is_not_the_committed_one_is_not_followed(tmp_path: Path) ->
         dataset.rewrite()
 
 
-def test_a_file_is_replaced_only_while_it_is_the_version_that_was_read(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_file_is_replaced_only_while_it_is_the_version_that_was_read(dataset: Sealed, tmp_path: Path) -> None:
     dest, mine = dataset.dest, tmp_path / "mine"
     mine.write_bytes(b"mine")
     dest.put("x", b"first")

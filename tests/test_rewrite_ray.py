@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from shards import Sealed
-from stubs import retire_with_trouble
+from trouble import retire_with_trouble
 
 from pipeline.budget import make_budget
 from pipeline.cluster import Node, local_ray
