@@ -86,7 +86,7 @@ def _limits(card: Card, extractor: Extractor, side: int) -> dict[str, Any]:
         "gflop_an_image": model_flops(extractor),
     }
     for name, value in figures.items():
-        _say(f"{name:<16}{value:.1f}" if isinstance(value, float) else f"{name:<16}{value}")
+        _say(f"{name:<16}{value:.4g}" if isinstance(value, float) else f"{name:<16}{value}")
     return figures
 
 

@@ -46,7 +46,7 @@ def make_jpegs(folder: Path | None) -> list[bytes]:
     made = []
     for _ in range(_DISTINCT):
         coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3), np.uint8)).resize(_SIZE)
-        grain = generator.normal(0, 10, (_SIZE[1], _SIZE[0], 1))
+        grain = generator.normal(0, 7, (_SIZE[1], _SIZE[0], 1))
         pixels = (np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8)
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "JPEG", quality=_QUALITY)
