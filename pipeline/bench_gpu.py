@@ -18,10 +18,11 @@ import torch
 
 from pipeline.batching import static_sizes
 from pipeline.bench.device import Card, forward_rates, gemm_peak, model_flops, reference_rates
-from pipeline.bench.jpegs import jpeg_rates, make_jpegs
+from pipeline.bench.jpegs import jpeg_rates, least_cosine, make_jpegs
 from pipeline.bench.table import render
 from pipeline.config import DEFAULT_MODEL, ImageLimits, ModelConfig
 from pipeline.extractor import load_extractor, pick_device
+from pipeline.tolerance import tolerance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.extractor import Extractor
 
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+_COMPARED = 3
 _THREADS = (1, 2, 4, 8, 12, 16, 24, 32)
 
 
@@ -60,13 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bare = forward_rates(card, extractor, [size])[size]
     jpegs = make_jpegs(options.images)
     found = jpeg_rates(extractor, jpegs, size, options.threads, options.seconds)
-    figures.update(images_per_second=rates, batch_size=size, bare=bare, jpegs=found)
+    reference = load_extractor(replace(config, precision="fp32"), ImageLimits(), torch.device("cpu"))
+    cosine = least_cosine(extractor, reference, jpegs[:_COMPARED])
+    figures.update(cosine=cosine, images_per_second=rates, batch_size=size, bare=bare, jpegs=found)
     _say(f"\nFrom JPEGs of {len(jpegs[0]) / 1000:.0f} kB, batches of {size}; the forward alone: {bare:,.1f} images/s\n")
     rows = [
         [f"{item['threads']}", f"{item['rate']:,.1f}", f"{item['rate'] / bare:.2f}", f"{item['busy']:.0%}"]
         for item in found
     ]
     _say(render(["decode threads", "images/s", "of the forward alone", "device held"], rows))
+    asked = tolerance("reference", figures["precision"]).cosine  # both prepare in the same way
+    _say(f"\nleast cosine to fp32 on the CPU: {cosine:.6f} (asked: at least {asked:g})")
     if options.output is not None:
         options.output.write_text(json.dumps(figures, indent=1))
     return 0

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import timm
 import torch
 
 from pipeline.bench.device import Card, gemm_peak, model_flops
-from pipeline.bench.jpegs import make_jpegs
+from pipeline.bench.jpegs import least_cosine, make_jpegs
 from pipeline.config import ImageLimits, ModelConfig
 from pipeline.errors import UsageError
 from pipeline.extractor import load_extractor
@@ -41,6 +42,7 @@ def test_one_command_measures_all_of_it_without_ray(tmp_path: Path) -> None:
     assert all(rate > 0 for rates in figures["images_per_second"].values() for rate in rates.values())
     assert [item["threads"] for item in figures["jpegs"]] == [1, 2]
     assert all(item["rate"] > 0 and 0 < item["busy"] <= 1 for item in figures["jpegs"])
+    assert figures["cosine"] > 0.999999
     assert "| decode threads |" in result.stdout
     assert "test_vit" in result.stdout
 
@@ -66,6 +68,21 @@ def test_the_flops_are_those_of_the_models_matrix_products() -> None:
     linear = 2 * tokens * width * (3 * width + width + 2 * hidden)
     attention = 2 * 2 * tokens * tokens * width
     assert model_flops(extractor) * 1e9 == pytest.approx(embed + depth * (linear + attention), rel=1e-6)
+
+
+def test_the_least_similar_image_is_the_one_that_counts() -> None:
+    class Fixed:
+        def __init__(self, rows: list[list[float]]) -> None:
+            self.rows = rows
+
+        def prepare(self, data: bytes) -> SimpleNamespace:
+            return SimpleNamespace(pixels=None)
+
+        def forward(self, batch: list[None]) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+            return {"embedding": np.array(self.rows, np.float32)}
+
+    one, other = Fixed([[1.0, 0.0], [3.0, 4.0]]), Fixed([[2.0, 0.0], [4.0, 3.0]])
+    assert least_cosine(one, other, [b"", b""]) == pytest.approx(24 / 25)  # type: ignore[arg-type]
 
 
 def test_the_peak_is_counted_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,16 @@ def make_jpegs(folder: Path | None) -> list[bytes]:
     return made
 
 
+def least_cosine(extractor: Extractor, reference: Extractor, jpegs: Sequence[bytes]) -> float:
+    """Of the embeddings of one extractor to those of another."""
+    one, other = (
+        each.forward([each.prepare(data).pixels for data in jpegs])["embedding"].astype(np.float64)
+        for each in (extractor, reference)
+    )
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return float(((one * other).sum(axis=1) / norms).min())
+
+
 def jpeg_rates(
     extractor: Extractor, jpegs: Sequence[bytes], batch_size: int, threads: Sequence[int], seconds: float
 ) -> list[dict[str, float]]:
