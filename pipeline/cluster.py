@@ -10,6 +10,7 @@ import tempfile
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import RaysightError
@@ -21,6 +22,9 @@ _STDERR = 2
 
 
 _KNOCK_S = 5.0
+
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/kfd", "/dev/dxg")
+"""Of NVIDIA's driver, of its boards (two names), of AMD's driver, of WSL: without any of them no GPU can be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +43,17 @@ def cluster_address(address: str | None) -> str | None:
 
 def this_machine() -> list[Node]:
     """The node that a local Ray would have, without starting it."""
-    import torch
-
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     # Ray sets about 70 % of the memory aside for workers, the rest for its object store.
-    return [Node(len(os.sched_getaffinity(0)), torch.cuda.device_count(), 0.7 * memory)]
+    return [Node(len(os.sched_getaffinity(0)), _gpus(), 0.7 * memory)]
+
+
+def _gpus() -> int:
+    if not any(Path(file).exists() for file in _GPU_DEVICES):
+        return 0  # torch, which takes seconds to import, would see none either
+    import torch
+
+    return torch.cuda.device_count()
 
 
 # A thread that still waits for results when a job ends must not start a Ray of its own.

@@ -13,8 +13,8 @@ from pipeline.cluster import cluster_address, cluster_nodes, existing_ray, local
 from pipeline.counting import CountingStore
 from pipeline.dataset import agree_on, load_info
 from pipeline.errors import UsageError
-from pipeline.extractor import Extractor, load_extractor
 from pipeline.generation import Listing
+from pipeline.identity import identify, load, recorded
 from pipeline.lease import Lease
 from pipeline.located import Located
 from pipeline.manifest import load_manifest
@@ -24,6 +24,7 @@ from pipeline.progress import Progress
 from pipeline.retry import kept_columns, retry_rejects
 from pipeline.run import Run
 from pipeline.runlog import RunLog
+from pipeline.schema import parse_output
 from pipeline.source import check_sources, kept_fields, list_rows, require_images, source_names
 from pipeline.storage import open_store
 from pipeline.sync import Sync, sync_manifest
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from pipeline.config import Config, ModelConfig
     from pipeline.cut import Cut
+    from pipeline.extractor import Extractor
     from pipeline.manifest import Manifest
     from pipeline.storage import Store
     from pipeline.terms import Workers
@@ -77,17 +79,18 @@ def run_job(
         budget = make_budget(config.job, nodes, can_grow=address is not None and config.job.max_actors is not None)
         for note in budget.notes:
             say(f"note: {note}")
-        model = settle_precision(config.model, dest, budget)
+        decoding = config.job.decode == "tasks"  # those tasks are given the extractor's preprocessor
+        known = None if decoding else recorded(config.model, load_info(dest), on_gpu=budget.gpus_per_actor > 0)
+        model = known.model if known else settle_precision(config.model, dest, budget)
         make = functools.partial(
-            factory or functools.partial(load_extractor, limits=config.limits, storage=config.storage), model
+            factory or functools.partial(load, limits=config.limits, storage=config.storage), model
         )
-        extractor = make()
+        fingerprint, preprocessor = identify(known, make)
         stack.enter_context(Lease(dest, config.job.lease_ttl_s, say, on_lost=stop.set))
         kept = kept_columns(dest) if retry else kept_fields(config.sources, config.listing, config.storage)
-        agree_on(dest, extractor.fingerprint, model, kept)
-        fingerprint, preprocessor = extractor.fingerprint, extractor.preprocessor
-        cut = make_cut(config.job, budget, extractor.outputs, preprocessor.image_bytes)
-        del extractor
+        agree_on(dest, fingerprint, model, kept)
+        outputs = [parse_output(text) for text in fingerprint.outputs]
+        cut = make_cut(config.job, budget, outputs, preprocessor.image_bytes if preprocessor else 0)
 
         def start() -> Workers:
             if address is None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from pipeline.cut import Cut
 from pipeline.dataset import load_info
 from pipeline.errors import InterruptedJobError
-from pipeline.precision import check_precision, resolve_precision
 from pipeline.schema import row_bytes
 
 if TYPE_CHECKING:
@@ -28,6 +27,8 @@ def settle_precision(model: ModelConfig, dest: Store, budget: Budget) -> ModelCo
     Raises:
         UsageError: the actors' device cannot compute in what was asked for, or there is no such model.
     """
+    from pipeline.precision import check_precision, resolve_precision  # torch and timm: seconds
+
     device = "cuda" if budget.gpus_per_actor > 0 else "cpu"
     existing = load_info(dest) if model.precision == "auto" else None
     wanted = existing.model.precision if existing is not None else model.precision

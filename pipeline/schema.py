@@ -95,6 +95,16 @@ def describe_output(field: pa.Field) -> str:
     return f"{field.name}: {np.dtype(dtype.to_pandas_dtype())}[{', '.join(map(str, shape))}]"
 
 
+def parse_output(text: str) -> pa.Field:
+    """The inverse of :func:`describe_output`."""
+    name, _, kind = text.partition(": ")
+    dtype, _, shape = kind.removesuffix("]").partition("[")
+    value = pa.from_numpy_dtype(np.dtype(dtype))
+    for size in reversed(shape.split(", ")):
+        value = pa.list_(value, int(size))
+    return pa.field(name, value)
+
+
 def value_shape(kind: pa.DataType) -> tuple[tuple[int, ...], pa.DataType]:
     """The shape of one value of a (nested) fixed-size list, and the type of its numbers."""
     shape: list[int] = []

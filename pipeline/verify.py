@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from pipeline.inspection import check_structure, open_dataset
 from pipeline.located import Located
 from pipeline.origin import roots
-from pipeline.sample import Comparison, Oracle, compare_sample
 from pipeline.storage import open_store
 from pipeline.tolerance import Tolerance, tolerance
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.config import ImageLimits, StorageConfig
     from pipeline.dataset import DatasetInfo
     from pipeline.manifest import Manifest
+    from pipeline.sample import Comparison
     from pipeline.shard_inspection import Report
     from pipeline.storage import Store
 
@@ -73,6 +73,8 @@ def _check_sample(
     storage: StorageConfig,
     say: Callable[[str], None],
 ) -> None:
+    from pipeline.sample import Oracle, compare_sample  # torch and timm: seconds, which --sample 0 has no use for
+
     bound = tolerance(info.fingerprint.implementation, info.fingerprint.precision)
     oracle = Oracle(info, limits, storage)
     if not oracle.weights_agree:

@@ -43,14 +43,14 @@ class JobSpec:
         budget: what Ray was asked for.
         fingerprint: that the extractor of every actor must have.
         factory: makes the extractor.
-        preprocessor: that of the extractor, for tasks that decode.
+        preprocessor: that of the extractor, for tasks that decode; None where none does.
     """
 
     config: Config
     budget: Budget
     fingerprint: Fingerprint
     factory: ExtractorFactory
-    preprocessor: Preprocessor
+    preprocessor: Preprocessor | None
 
 
 class Coordinator:

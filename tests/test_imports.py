@@ -37,6 +37,7 @@ LADDER = (
     ("chunkrow", "device", "head", "precision"),
     ("outputs",),
     ("extractor",),
+    ("identity",),
     # sources
     ("origin", "table"),
     ("read", "source_table"),
