@@ -86,6 +86,7 @@ class Difference:
     def stage(self, rows: Iterable[tuple[str, pa.RecordBatch]], progress: Callable[[int], None]) -> None:
         """Writes the listing down. ``progress`` is called with the number of rows so far, batch by batch."""
         writer: pq.ParquetWriter | None = None
+        waiting: list[pa.RecordBatch] = []
         try:
             for source, batch in rows:
                 if source not in self._sources:
@@ -94,10 +95,14 @@ class Difference:
                 origin = pa.repeat(pa.scalar(self._sources.index(source), pa.int32()), len(batch))
                 numbered = numbered.append_column(_ORIGIN, origin)
                 writer = writer or pq.ParquetWriter(self._listing, numbered.schema, compression="zstd")
-                writer.write_batch(numbered)
+                waiting.append(numbered)
                 self._rows += len(batch)
+                if sum(map(len, waiting)) >= _BATCH_ROWS:
+                    _write_group(writer, waiting)
                 progress(self._rows)
-            if writer is None:
+            if writer is not None:
+                _write_group(writer, waiting)
+            else:
                 columns = [*schema.MANIFEST_SCHEMA, pa.field(_ROW, pa.int64()), pa.field(_ORIGIN, pa.int32())]
                 writer = pq.ParquetWriter(self._listing, pa.schema(columns))
         finally:
@@ -229,6 +234,14 @@ class Difference:
     def _number(self, query: str) -> int:
         number: int = self._table(query).column(0)[0].as_py()
         return number
+
+
+def _write_group(writer: pq.ParquetWriter, waiting: list[pa.RecordBatch]) -> None:
+    """Writes batches as one row group, each of which costs the writer some KiB until it is closed."""
+    if waiting:
+        table = pa.Table.from_batches(waiting)
+        writer.write_table(table, row_group_size=len(table))
+        waiting.clear()
 
 
 def _files(folder: Path) -> str:

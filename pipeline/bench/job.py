@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.bench.resident import resident_mib
 from pipeline.bench.stubs import EmptyExtractor, SliceExtractor
 from pipeline.config import Config, ImageLimits, JobConfig, ModelConfig
 from pipeline.extractor import load_extractor
@@ -116,9 +117,3 @@ def _run_log(dest: str) -> dict[str, Any]:
 def _sample(timelines: list[_Timeline], samples: list[tuple[int, float]], stop: threading.Event) -> None:
     while not stop.wait(_SAMPLE_S):
         samples.append((timelines[0].rows if timelines else 0, resident_mib()))
-
-
-def resident_mib() -> float:
-    """Resident memory of this process that is its own (proc(5): resident less shared pages), in MiB."""
-    resident, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])
-    return (resident - shared) * 4096 / 2**20

@@ -7,5 +7,6 @@ from pipeline.bench.suite import Suite
 SUITES = (
     Suite("feed", "how fast the model is fed, beside other ways of doing it", "pipeline.bench.suites.feed:run"),
     Suite("forward", "how much of the bare forward loop a job keeps", "pipeline.bench.suites.forward:run"),
+    Suite("growth", "how the steps of a job grow with its rows", "pipeline.bench.suites.growth:run"),
     Suite("memory", "whether the driver's memory stays flat", "pipeline.bench.suites.memory:run"),
 )
