@@ -67,6 +67,7 @@ class ChunkSource(Datasource):  # type: ignore[misc]  # ray ships no types
         config = self._spec.config
         read: Callable[..., Iterator[pa.Table]] = read_chunks
         if config.job.decode == "tasks":
+            assert self._spec.preprocessor is not None
             read = functools.partial(
                 decoded_chunks, preprocessor=self._spec.preprocessor, coordinator=self._coordinator
             )

@@ -50,7 +50,7 @@ class JobSpec:
     budget: Budget
     fingerprint: Fingerprint
     factory: ExtractorFactory
-    preprocessor: Preprocessor | None
+    preprocessor: Preprocessor | None = None
 
 
 class Coordinator:
