@@ -7,6 +7,7 @@ plain JPEGs, to the same pixels and in half the time. Whatever it stumbles over 
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,13 +60,39 @@ def decode_image(data: bytes | memoryview, limits: ImageLimits) -> Image.Image:
         raise _judge(error) from error
 
 
-def decode_pixels(data: bytes | memoryview, limits: ImageLimits) -> NDArray[np.uint8]:
-    """As :func:`decode_image`, to (height, width, 3) uint8, by libjpeg-turbo alone where the file is a plain JPEG."""
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An upright image.
+
+    Attributes:
+        pixels: (h, w, 3) uint8, RGB; of a large JPEG possibly a half, a quarter or an eighth of each side.
+        width: of the whole image, in pixels.
+        height: likewise.
+    """
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+
+
+def decode_pixels(data: bytes | memoryview, limits: ImageLimits, enough: int | None = None) -> Decoded:
+    """As :func:`decode_image`, by libjpeg-turbo alone where the file is a plain JPEG.
+
+    Args:
+        data: of one file.
+        limits: what one image may cost.
+        enough: a JPEG may be decoded at a fraction of its size that leaves its shorter side this many pixels; None
+            decodes all of it.
+    """
     _check_size(data, limits)
     try:
         image = _open(data, limits)
-        pixels = _decode_jpeg(data, image) if image.mode in ("RGB", "L") and image.format in ("JPEG", "MPO") else None
-        return np.array(_decode(image)) if pixels is None else pixels
+        plain = image.mode in ("RGB", "L") and image.format in ("JPEG", "MPO")
+        eighths = 8 if enough is None else _eighths(image.width, image.height, enough)
+        pixels = _decode_jpeg(data, image, eighths) if plain else None
+        if pixels is None:
+            pixels, eighths = np.array(_decode(image)), 8
+        return Decoded(pixels, pixels.shape[1] * 8 // eighths, pixels.shape[0] * 8 // eighths)
     except RejectError:
         raise
     except Exception as error:
@@ -102,13 +129,33 @@ def _decode(image: Image.Image) -> Image.Image:
     return _turn_upright(_to_rgb(image), image)
 
 
-def _decode_jpeg(data: bytes | memoryview, image: Image.Image) -> NDArray[np.uint8] | None:
+def _eighths(width: int, height: int, enough: int) -> int:
+    """The least fraction, in eighths, at which a JPEG can be decoded with ``enough`` pixels on its shorter side.
+
+    An inverse DCT of fewer coefficients gives each block of 8×8 as 4×4, 2×2 or 1×1: the same picture, every sample in
+    its place, where the whole size shrinks by that factor without a rest. Else the last block would stand out, and a
+    resize would shift all samples by a part of a pixel. Other eighths have no fast code in libjpeg-turbo.
+    """
+    if max(width, height) > 2 * min(width, height):
+        return 8  # Pillow resizes some strips in another order, and they are left to it, from the whole
+    for eighths in (1, 2, 4):
+        if min(width, height) * eighths >= 8 * enough and width * eighths % 8 == height * eighths % 8 == 0:
+            return eighths
+    return 8
+
+
+def _decode_jpeg(data: bytes | memoryview, image: Image.Image, eighths: int) -> NDArray[np.uint8] | None:
     """None leaves the file to Pillow: any warning of the decoder, or a header that it reads in another way."""
+    width, height = image.width * eighths // 8, image.height * eighths // 8
     try:
         if simplejpeg.decode_jpeg_header(data)[:2] != (image.height, image.width):
             return None
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace="RGB")
+        # The decoder takes the least size that is not below these; at 8/8 it is told nothing, and takes the whole.
+        least = {"min_height": height, "min_width": width} if eighths < 8 else {}
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace="RGB", **least)
     except ValueError:
+        return None
+    if pixels.shape[:2] != (height, width):
         return None
     # Making a Pillow image copies every pixel: only where it must be turned.
     method = _upright_method(image)

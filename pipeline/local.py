@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -100,10 +101,11 @@ class LocalStore:
     def fetch_many(self, keys: Sequence[str], max_bytes: int) -> list[Fetched | RejectError]:
         if not keys:
             return []
-        start = time.perf_counter()
+        start, waits = time.perf_counter(), _waits()
         first = [self._fetch(key, max_bytes) for key in keys[:_READ_THREADS]]
         rest = keys[len(first) :]
-        if time.perf_counter() - start < _SLOW_READ_S * len(first):
+        # Slow, and because it waited: a busy machine takes the core away, and more threads would only cost more.
+        if time.perf_counter() - start < _SLOW_READ_S * len(first) or _waits() - waits < len(first) / 2:
             return first + [self._fetch(key, max_bytes) for key in rest]
         with ThreadPoolExecutor(_READ_THREADS) as pool:
             return first + list(pool.map(lambda key: self._fetch(key, max_bytes), rest))
@@ -187,6 +189,11 @@ class LocalStore:
     def key(self, uri: str) -> str:
         path = os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))) if uri.startswith("file://") else uri
         return path.removeprefix(self.root)
+
+
+def _waits() -> int:
+    """How often this thread gave up its core of its own accord, such as to wait for a disk."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
 def _version(stat: os.stat_result) -> str:

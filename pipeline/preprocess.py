@@ -12,7 +12,7 @@ from timm.data import create_transform
 from pipeline.decode import decode_image, decode_pixels
 from pipeline.errors import RejectError, UsageError
 from pipeline.prepared import Prepared
-from pipeline.resize import resize_and_crop
+from pipeline.resize import covers, resize_and_crop, shorter_side
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 PRESET_SIZES: Mapping[Preset, int | None] = {"timm": None, "dinov2-224": 224}
 """Side of the crop in pixels that a preset asks for; None is the model's own."""
+
+_ENOUGH = 2
+"""How many times the resized side a scaled decode must keep, so that the resize's own filter decides what is seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class PreprocessConfig:
         mean: per channel, of values in 0..1.
         std: likewise.
         implementation: ``fast`` or ``reference``.
+        scaled: whether ``fast`` may decode large JPEGs at a fraction of their size (docs/decisions/0031).
     """
 
     height: int
@@ -48,6 +52,7 @@ class PreprocessConfig:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     implementation: Implementation
+    scaled: bool = False
 
 
 def input_side(preset: Preset, image_size: int | None) -> int | None:
@@ -65,7 +70,12 @@ def input_side(preset: Preset, image_size: int | None) -> int | None:
 
 
 def resolve_preset(
-    data_config: Mapping[str, Any], preset: Preset, implementation: Implementation, image_size: int | None = None
+    data_config: Mapping[str, Any],
+    preset: Preset,
+    implementation: Implementation,
+    image_size: int | None = None,
+    *,
+    scaled: bool = False,
 ) -> PreprocessConfig:
     """What a preset means for a model.
 
@@ -75,6 +85,7 @@ def resolve_preset(
             (``make_classification_eval_transform`` of Meta's DINOv2).
         implementation: ``fast`` or ``reference``.
         image_size: side of the crop in pixels where it is not the preset's; crop_pct stays.
+        scaled: whether the model bears a scaled decode of large JPEGs; ``reference`` never does one.
 
     Raises:
         UsageError: the model does not take three channels.
@@ -98,6 +109,7 @@ def resolve_preset(
         mean=tuple(map(float, data_config["mean"])),
         std=tuple(map(float, data_config["std"])),
         implementation=implementation,
+        scaled=scaled and implementation == "fast",
     )
 
 
@@ -122,6 +134,8 @@ class Preprocessor:
         self.config = config
         self.limits = limits
         self._transform = timm_transform(config, normalize=False)
+        scaled = config.scaled and covers(config)
+        self._enough = _ENOUGH * shorter_side(config) if scaled else None
 
     @property
     def image_bytes(self) -> int:
@@ -147,11 +161,12 @@ class Preprocessor:
             image = decode_image(data, self.limits)
             self._check_resized(image.width, image.height)
             return Prepared(self._timm(image), image.width, image.height)
-        pixels = decode_pixels(data, self.limits)
-        height, width = pixels.shape[:2]
-        self._check_resized(width, height)
-        crop = resize_and_crop(pixels, self.config)
-        return Prepared(self._timm(Image.fromarray(pixels)) if crop is None else crop, width, height)
+        decoded = decode_pixels(data, self.limits, self._enough)
+        self._check_resized(decoded.width, decoded.height)
+        crop = resize_and_crop(decoded.pixels, self.config)
+        if crop is None:
+            crop = self._timm(Image.fromarray(decoded.pixels))
+        return Prepared(crop, decoded.width, decoded.height)
 
     def _check_resized(self, width: int, height: int) -> None:
         """timm resizes the whole image before it crops, which would blow a strip up without bound.

@@ -19,6 +19,18 @@ _WASTE = 4
 """How many times the crop's area a resize may compute before another way is cheaper."""
 
 
+def covers(config: PreprocessConfig) -> bool:
+    """Whether :func:`resize_and_crop` knows the crop and the filter: a square, centred crop of what was resized."""
+    square = config.height == config.width
+    known = config.crop_mode == "center" and config.interpolation in ("bicubic", "bilinear")
+    return square and known and shorter_side(config) >= config.height
+
+
+def shorter_side(config: PreprocessConfig) -> int:
+    """Of the resized image, before the crop, in pixels; as timm computes it."""
+    return math.floor(config.height / config.crop_pct)
+
+
 def resize_and_crop(pixels: NDArray[np.uint8], config: PreprocessConfig) -> NDArray[np.uint8] | None:
     """Resizes the shorter side and crops the centre, within 2 levels of Pillow's antialiased resize.
 
@@ -29,18 +41,15 @@ def resize_and_crop(pixels: NDArray[np.uint8], config: PreprocessConfig) -> NDAr
     Returns:
         (H, W, 3) uint8; None leaves the image to timm's transform.
     """
-    square = config.height == config.width
-    if not square or config.crop_mode != "center" or config.interpolation not in ("bicubic", "bilinear"):
+    if not covers(config):
         return None
     height, width = pixels.shape[:2]
     # Sizes and offsets as torchvision computes them (Resize with an int size, CenterCrop).
-    shorter = math.floor(config.height / config.crop_pct)
+    shorter = shorter_side(config)
     if width <= height:
         new_width, new_height = shorter, int(shorter * height / width)
     else:
         new_width, new_height = int(shorter * width / height), shorter
-    if new_width < config.width or new_height < config.height:
-        return None  # the crop pads
     if height > 2 * width and new_height < height:
         return None  # Pillow shrinks tall images in height first; rounding in between then differs in every pixel
     top, left = round((new_height - config.height) / 2), round((new_width - config.width) / 2)

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def decode_both_ways(data: bytes, limits: ImageLimits = LIMITS) -> NDArray[np.uint8]:
     """(h, w, 3) uint8, which both decoders must agree on to the last bit."""
     by_pillow = np.asarray(decode_image(data, limits))
-    np.testing.assert_array_equal(decode_pixels(data, limits), by_pillow)
+    np.testing.assert_array_equal(decode_pixels(data, limits).pixels, by_pillow)
     assert by_pillow.dtype == np.uint8
     return by_pillow
 
@@ -206,7 +206,46 @@ def test_a_multi_picture_jpeg_gives_its_first_picture(photo: Image.Image) -> Non
 
 def test_a_memoryview_is_as_good_as_bytes(photo: Image.Image) -> None:
     data = encode(photo, "JPEG")
-    np.testing.assert_array_equal(decode_pixels(memoryview(data), LIMITS), decode_pixels(data, LIMITS))
+    np.testing.assert_array_equal(decode_pixels(memoryview(data), LIMITS).pixels, decode_pixels(data, LIMITS).pixels)
+
+
+# --- at a fraction of the size -------------------------------------------------------------------------------------
+
+
+def means(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.float64]:
+    """The mean of each square of ``factor`` pixels."""
+    height, width = pixels.shape[0] // factor, pixels.shape[1] // factor
+    return pixels.reshape(height, factor, width, factor, 3).mean((1, 3))
+
+
+@pytest.mark.parametrize(("enough", "factor"), [(None, 1), (201, 1), (200, 2), (101, 2), (100, 4), (50, 8), (10, 8)])
+def test_a_scaled_decode_keeps_enough_pixels_and_every_sample_in_its_place(
+    enough: int | None, factor: int, photo: Image.Image
+) -> None:
+    image = photo.resize((640, 400), Image.Resampling.BICUBIC)
+    data = encode(image, "JPEG", quality=95, subsampling="4:4:4")
+    whole, decoded = decode_pixels(data, LIMITS).pixels, decode_pixels(data, LIMITS, enough)
+    assert (decoded.width, decoded.height) == (640, 400)
+    assert decoded.pixels.shape == (400 // factor, 640 // factor, 3)
+    here = np.abs(decoded.pixels - means(whole, factor)).mean()
+    assert here < 1
+    for axis in (0, 1):  # half a pixel to either side would be worse
+        shifted = (np.roll(decoded.pixels, 1, axis).astype(float) + decoded.pixels) / 2
+        assert np.abs(shifted - means(whole, factor)).mean() > here
+
+
+@pytest.mark.parametrize("size", [(641, 400), (640, 401), (900, 400)])
+def test_a_size_that_leaves_a_rest_and_a_strip_are_decoded_whole(size: tuple[int, int], photo: Image.Image) -> None:
+    data = encode(photo.resize(size), "JPEG")
+    np.testing.assert_array_equal(decode_pixels(data, LIMITS, 10).pixels, decode_pixels(data, LIMITS).pixels)
+
+
+def test_a_scaled_decode_is_turned_upright_too(photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    decoded = decode_pixels(encode(photo.resize((640, 400)), "JPEG", exif=exif), LIMITS, 200)
+    assert (decoded.width, decoded.height) == (400, 640)
+    assert decoded.pixels.shape == (320, 200, 3)
 
 
 # --- which way up --------------------------------------------------------------------------------------------------
@@ -351,7 +390,7 @@ def outcome(decode: Callable[[bytes, ImageLimits], Any], data: bytes) -> NDArray
 
 
 def assert_both_ways_agree(data: bytes) -> None:
-    slow, fast = outcome(decode_image, data), outcome(decode_pixels, data)
+    slow, fast = outcome(decode_image, data), outcome(lambda *file: decode_pixels(*file).pixels, data)
     assert type(slow) is type(fast)
     np.testing.assert_array_equal(slow, fast)
 
@@ -405,7 +444,7 @@ def test_random_bit_flips_are_decoded_alike_or_rejected_alike(small_files: list[
 
 def test_eight_threads_decode_the_same_bytes_alike(photographs: dict[str, bytes]) -> None:
     data = photographs["china.jpg"]
-    expected = decode_pixels(data, LIMITS)
+    expected = decode_pixels(data, LIMITS).pixels
     with ThreadPoolExecutor(8) as pool:
-        for pixels in pool.map(lambda _: decode_pixels(data, LIMITS), range(32)):
-            np.testing.assert_array_equal(pixels, expected)
+        for decoded in pool.map(lambda _: decode_pixels(data, LIMITS), range(32)):
+            np.testing.assert_array_equal(decoded.pixels, expected)

@@ -24,6 +24,7 @@ from timm.models._helpers import remap_state_dict
 from pipeline.config import DEFAULT_MODEL, ImageLimits, ModelConfig
 from pipeline.errors import RejectError
 from pipeline.extractor import load_extractor
+from pipeline.preprocess import Preprocessor
 from pipeline.tolerance import tolerance
 
 if TYPE_CHECKING:
@@ -164,6 +165,47 @@ def test_fast_has_a_cosine_of_9999_to_reference_at_odd_sizes(
         expected = oracle.embedding(data)
         assert cosine(row, expected) >= bound.cosine
         assert np.abs(row - expected).max() <= bound.relative * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("preset", ["timm", "dinov2-224"])
+def test_a_scaled_decode_has_a_cosine_of_9999_to_reference(
+    preset: Any, make_checkpoint: Callable[..., Path], photographs: dict[str, bytes]
+) -> None:
+    weights = make_checkpoint(DEFAULT_MODEL)
+    fast = load_extractor(ModelConfig(weights=str(weights), preset=preset, precision="fp32"), LIMITS, CPU)
+    whole = Preprocessor(replace(fast.preprocessor.config, scaled=False), LIMITS)
+    oracle = Timm(DEFAULT_MODEL, weights, preset)
+    tiles = 5 if preset == "timm" else 3
+    photograph = mosaic([photographs[name] for name in ("china.jpg", "flower.jpg", "rocket.jpg")], tiles)
+    assert (fast.prepare(photograph).pixels != whole.prepare(photograph).pixels).any(), "it was not scaled"
+    (row,) = embed(fast, [photograph])
+    assert cosine(row, oracle.embedding(photograph)) >= 0.9999
+
+
+def mosaic(photographs: Sequence[bytes], tiles: int) -> bytes:
+    """A large JPEG with the detail of a real one: photographs of 640×427 side by side, each as it is."""
+    images = [Image.open(io.BytesIO(data)).convert("RGB") for data in photographs]
+    whole = Image.new("RGB", (640 * tiles, 424 * tiles))
+    for number in range(tiles * tiles):
+        whole.paste(images[number % len(images)], (number % tiles * 640, number // tiles * 424))
+    buffer = io.BytesIO()
+    whole.save(buffer, "JPEG", quality=87, subsampling="4:2:0")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "implementation", "known_as"),
+    [
+        (SMALL, "fast", "fast, scaled decode"),
+        (SMALL, "reference", "reference"),
+        ("resnet18", "fast", "fast"),  # a trained convolutional network does not bear it: docs/decisions/0031
+    ],
+)
+def test_the_fingerprint_tells_whether_large_jpegs_are_decoded_at_a_fraction(
+    name: str, implementation: Any, known_as: str
+) -> None:
+    config = ModelConfig(name, "random:0", implementation=implementation)
+    assert load_extractor(config, LIMITS, CPU).fingerprint.implementation == known_as
 
 
 def test_fast_has_a_cosine_of_9999_to_reference_with_the_default_model_at_518(

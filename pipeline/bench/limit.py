@@ -76,7 +76,9 @@ def _load(source: str, images: int) -> list[bytes]:
 def preprocessor() -> Preprocessor:
     """The default model's."""
     model = ModelConfig()
-    return Preprocessor(resolve_preset(data_config(model.name), model.preset, model.implementation), ImageLimits())
+    return Preprocessor(
+        resolve_preset(data_config(model.name), model.preset, model.implementation, scaled=True), ImageLimits()
+    )
 
 
 def _loop(prepare: Callable[[bytes], Prepared], data: list[bytes], images: int) -> None:

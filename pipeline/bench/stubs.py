@@ -31,7 +31,7 @@ class SliceExtractor(Extractor):
     """The whole extractor but for the model: ``forward`` is the red channel of the first row, normalised."""
 
     def __init__(self, config: ModelConfig, limits: ImageLimits) -> None:
-        preprocess = resolve_preset(data_config(config.name), config.preset, config.implementation)
+        preprocess = resolve_preset(data_config(config.name), config.preset, config.implementation, scaled=True)
         self.preprocessor = Preprocessor(preprocess, limits)
         self.outputs = (embedding_field(SLICE),)
         self.device = torch.device("cpu")
