@@ -105,7 +105,7 @@ def _sizing(name: str, image_size: int | None) -> dict[str, int]:
 
 def has_large_patches(model: torch.nn.Module) -> bool:
     """Whether the first layer is a linear map of patches of 14 pixels or more, which averages over what a scaled decode
-    changes (docs/decisions/0031)."""
+    changes (docs/decisions/0041)."""
     embed = getattr(model, "patch_embed", None)
     return isinstance(embed, PatchEmbed) and min(embed.patch_size) >= _LARGE_PATCH
 

@@ -41,7 +41,7 @@ class PreprocessConfig:
         mean: per channel, of values in 0..1.
         std: likewise.
         implementation: ``fast`` or ``reference``.
-        scaled: whether ``fast`` may decode large JPEGs at a fraction of their size (docs/decisions/0031).
+        scaled: whether ``fast`` may decode large JPEGs at a fraction of their size (docs/decisions/0041).
     """
 
     height: int

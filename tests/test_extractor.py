@@ -198,7 +198,7 @@ def mosaic(photographs: Sequence[bytes], tiles: int) -> bytes:
     [
         (SMALL, "fast", "fast, scaled decode"),
         (SMALL, "reference", "reference"),
-        ("resnet18", "fast", "fast"),  # a trained convolutional network does not bear it: docs/decisions/0031
+        ("resnet18", "fast", "fast"),  # a trained convolutional network does not bear it: docs/decisions/0041
     ],
 )
 def test_the_fingerprint_tells_whether_large_jpegs_are_decoded_at_a_fraction(

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 SIZE = (500, 375)
 """Width and height of a photograph of the corpus, in pixels: the usual size of ImageNet."""
 
+LARGE_SIZES = ((1600, 1200), (4000, 3000))
+"""Of photographs from the web, and from a telephone."""
+
+_LARGE_DISTINCT = 24
+
 _BYTES = (40_000, 60_000)
 _QUALITY = 87
 _LEAST_CROP = 0.6  # of the largest crop of the right shape
@@ -63,13 +68,51 @@ def write_corpus(folder: Path, images: int, distinct: int = 300) -> Path:
     return target
 
 
+def write_large(folder: Path, images: int, size: tuple[int, int]) -> Path:
+    """``images`` JPEG files of ``size`` below ``folder``, links to 24 contents; the same on every machine.
+
+    The wheels have no photograph of that size, and an enlarged one would have no detail, and decode too fast. So each
+    is made of photographs of 400×300 or 500×375 side by side: as many bytes a pixel as those have.
+
+    Returns:
+        the folder that holds exactly these files.
+
+    Raises:
+        UsageError: as :func:`write_corpus`.
+    """
+    target = folder / f"photographs-{size[0]}x{size[1]}-{images}"
+    done = target.with_suffix(".done")
+    if done.exists():
+        return target
+    target.mkdir(parents=True, exist_ok=True)
+    sources = [Image.open(path).convert("RGB") for path in _photograph_paths()]
+    generator = np.random.default_rng(0)
+    contents = [target / f"{number:07d}.jpg" for number in range(min(_LARGE_DISTINCT, images))]
+    for path in contents:
+        path.write_bytes(_encode_mosaic(sources, generator, size))
+    for number in range(len(contents), images):
+        os.link(contents[number % len(contents)], target / f"{number:07d}.jpg")
+    done.touch()
+    return target
+
+
+def _encode_mosaic(sources: list[Image.Image], generator: np.random.Generator, size: tuple[int, int]) -> bytes:
+    across = 4 if size[0] <= 4 * SIZE[0] else 8
+    width, height = size[0] // across, size[1] // across
+    whole = Image.new("RGB", size)
+    for place in range(across * across):
+        tile = _crop(sources[int(generator.integers(len(sources)))], generator, (width, height))
+        whole.paste(tile, (place % across * width, place // across * height))
+    return _jpeg(whole)
+
+
 def photographs(distinct: int) -> Iterator[bytes]:
     """``distinct`` encoded JPEGs, as :func:`write_corpus` describes them."""
     sources = [Image.open(path).convert("RGB") for path in _photograph_paths()]
     generator = np.random.default_rng(0)
     for number in range(distinct):
         for attempt in range(_TRIES):
-            data = _encode(sources[(number + attempt) % len(sources)], generator)
+            data = _jpeg(_crop(sources[(number + attempt) % len(sources)], generator, SIZE))
             if _BYTES[0] <= len(data) <= _BYTES[1]:
                 yield data
                 break
@@ -77,17 +120,21 @@ def photographs(distinct: int) -> Iterator[bytes]:
             raise UsageError(f"no crop of the photographs has {_BYTES[0]} to {_BYTES[1]} bytes; other wheels?")
 
 
-def _encode(image: Image.Image, generator: np.random.Generator) -> bytes:
-    width, height = SIZE
+def _crop(image: Image.Image, generator: np.random.Generator, size: tuple[int, int]) -> Image.Image:
+    width, height = size
     largest = min(image.width / width, image.height / height)
     scale = largest * generator.uniform(_LEAST_CROP, 1.0)
     wide, high = int(width * scale), int(height * scale)
     left, top = (int(generator.integers(0, room + 1)) for room in (image.width - wide, image.height - high))
-    crop = image.resize(SIZE, Image.Resampling.BICUBIC, box=(left, top, left + wide, top + high))
+    crop = image.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + wide, top + high))
     if generator.integers(2):
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return crop
+
+
+def _jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    crop.save(buffer, "JPEG", quality=_QUALITY, subsampling="4:2:0")
+    image.save(buffer, "JPEG", quality=_QUALITY, subsampling="4:2:0")
     return buffer.getvalue()
 
 

@@ -21,17 +21,18 @@ if TYPE_CHECKING:
     from multiprocessing.queues import SimpleQueue
     from multiprocessing.synchronize import Barrier
 
+    from pipeline.config import Preset
     from pipeline.prepared import Prepared
 
 _DISTINCT = 300
 _WARM_UP = 50
 
 
-def threads(source: str, images: int) -> dict[str, Any]:
+def threads(source: str, images: int, preset: Preset = "timm") -> dict[str, Any]:
     """A thread a core. Returns ``steady``: images/s."""
     torch.set_num_threads(1)
     cores = len(os.sched_getaffinity(0))
-    data, prepare = _load(source, images), preprocessor().prepare
+    data, prepare = _load(source, images), preprocessor(preset).prepare
     with ThreadPoolExecutor(cores) as pool:
         list(pool.map(prepare, data[:_WARM_UP]))
         start = time.monotonic()
@@ -40,13 +41,13 @@ def threads(source: str, images: int) -> dict[str, Any]:
     return {"steady": images // cores * cores / seconds}
 
 
-def processes(source: str, images: int) -> dict[str, Any]:
+def processes(source: str, images: int, preset: Preset = "timm") -> dict[str, Any]:
     """A process a core. Returns ``steady``: images/s."""
     cores = len(os.sched_getaffinity(0))
     context = multiprocessing.get_context("spawn")
     barrier, spans = context.Barrier(cores), context.SimpleQueue()
     workers = [
-        context.Process(target=_timed_loop, args=(source, images // cores, barrier, spans), daemon=True)
+        context.Process(target=_timed_loop, args=(source, images // cores, preset, barrier, spans), daemon=True)
         for _ in range(cores)
     ]
     for worker in workers:
@@ -59,9 +60,11 @@ def processes(source: str, images: int) -> dict[str, Any]:
     return {"steady": images // cores * cores / seconds}
 
 
-def _timed_loop(source: str, images: int, barrier: Barrier, spans: SimpleQueue[tuple[float, float]]) -> None:
+def _timed_loop(
+    source: str, images: int, preset: Preset, barrier: Barrier, spans: SimpleQueue[tuple[float, float]]
+) -> None:
     torch.set_num_threads(1)
-    data, prepare = _load(source, images), preprocessor().prepare
+    data, prepare = _load(source, images), preprocessor(preset).prepare
     _loop(prepare, data, min(_WARM_UP, images))
     barrier.wait()
     start = time.monotonic()  # one clock for all processes of a Linux machine
@@ -73,11 +76,11 @@ def _load(source: str, images: int) -> list[bytes]:
     return [path.read_bytes() for path in islice(sorted(Path(source).iterdir()), min(images, _DISTINCT))]
 
 
-def preprocessor() -> Preprocessor:
+def preprocessor(preset: Preset = "timm") -> Preprocessor:
     """The default model's."""
     model = ModelConfig()
     return Preprocessor(
-        resolve_preset(data_config(model.name), model.preset, model.implementation, scaled=True), ImageLimits()
+        resolve_preset(data_config(model.name), preset, model.implementation, scaled=True), ImageLimits()
     )
 
 

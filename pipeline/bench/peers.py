@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +15,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from timm.data import create_transform
 
 from pipeline.bench.stubs import SLICE, data_config
 from pipeline.cluster import local_ray
 from pipeline.config import DEFAULT_MODEL
+from pipeline.preprocess import resolve_preset
+from pipeline.preprocess import timm_transform as reference_transform
+from pipeline.resize import shorter_side
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from pipeline.config import Preset
 
 _BATCH = 32
 
@@ -37,7 +43,7 @@ class SliceModel:
         }
 
 
-def guide(source: str, dest: str, images: int) -> dict[str, Any]:
+def guide(source: str, dest: str, images: int, preset: Preset = "timm") -> dict[str, Any]:
     """Ray Data as its guide to batch inference shows it: read_images, map, map_batches on an actor, write_parquet.
 
     The actor asks for no CPU, as one on a GPU would not, so that both cores decode.
@@ -46,7 +52,7 @@ def guide(source: str, dest: str, images: int) -> dict[str, Any]:
         as :func:`pipeline.bench.job.run`, without memory.
     """
     shutil.rmtree(dest, ignore_errors=True)
-    transform = timm_transform()
+    transform = timm_transform(preset)
 
     def preprocess(row: dict[str, Any]) -> dict[str, Any]:
         return {"path": row["path"], "image": transform(Image.fromarray(row["image"])).numpy()}
@@ -62,14 +68,14 @@ def guide(source: str, dest: str, images: int) -> dict[str, Any]:
     return _figures(dest, images, start, written)
 
 
-def dataloader(source: str, dest: str, images: int) -> dict[str, Any]:
+def dataloader(source: str, dest: str, images: int, preset: Preset = "timm") -> dict[str, Any]:
     """torch's DataLoader, a worker a core, timm's transform, one Parquet file. Returns as :func:`guide`."""
     from torch.utils.data import DataLoader
 
     shutil.rmtree(dest, ignore_errors=True)
     Path(dest).mkdir(parents=True)
     start = time.monotonic()
-    loader = DataLoader(_Photographs(source), batch_size=_BATCH, num_workers=len(os.sched_getaffinity(0)))
+    loader = DataLoader(_Photographs(source, preset), batch_size=_BATCH, num_workers=len(os.sched_getaffinity(0)))
     model, parts = SliceModel(), list[pa.Table]()
     for paths, pixels in loader:
         batch = model({"path": np.array(paths), "image": pixels.numpy()})
@@ -79,9 +85,9 @@ def dataloader(source: str, dest: str, images: int) -> dict[str, Any]:
 
 
 class _Photographs(torch.utils.data.Dataset[tuple[str, torch.Tensor]]):
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, preset: Preset) -> None:
         self._paths = sorted(map(str, Path(source).iterdir()))
-        self._transform = timm_transform()
+        self._transform = timm_transform(preset)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -91,11 +97,38 @@ class _Photographs(torch.utils.data.Dataset[tuple[str, torch.Tensor]]):
         return path, self._transform(Image.open(path).convert("RGB"))
 
 
-def timm_transform() -> Any:
-    """timm's own evaluation transform of the default model."""
-    config = data_config(DEFAULT_MODEL)
-    names = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
-    return create_transform(**{name: config[name] for name in names}, is_training=False)
+def daft(source: str, dest: str, images: int, python: str, preset: Preset = "timm") -> dict[str, Any]:
+    """Daft, by the interpreter of a virtual environment of its own: its releases pin what raysight needs newer.
+
+    Its own decode, then its own resize and crop to the same size: of the photographs, which all have one size. Its
+    filter is another one than timm's, and cheaper. Returns as :func:`guide`.
+    """
+    shutil.rmtree(dest, ignore_errors=True)
+    config = resolve_preset(data_config(DEFAULT_MODEL), preset, "reference")
+    with Image.open(next(Path(source).iterdir())) as image:
+        width, height = image.size
+    side = shorter_side(config)
+    wide = side * width // height  # the photographs are wider than high
+    arguments = {
+        "source": source,
+        "dest": dest,
+        "resized": (wide, side),
+        "crop": (round((wide - config.width) / 2), round((side - config.height) / 2), config.width, config.height),
+        "values": min(SLICE, config.width),
+        "mean": config.mean[0],
+        "std": config.std[0],
+    }
+    script = Path(__file__).with_name("peer_daft.py")
+    start = time.monotonic()
+    done = subprocess.run(
+        [python, "-I", str(script), json.dumps(arguments)], check=True, capture_output=True, text=True
+    )
+    return _figures(dest, images, start, float(done.stdout.split()[-1]))
+
+
+def timm_transform(preset: Preset = "timm") -> Any:
+    """timm's own evaluation transform of the default model, or Meta's for it."""
+    return reference_transform(resolve_preset(data_config(DEFAULT_MODEL), preset, "reference"), normalize=True)
 
 
 def _figures(dest: str, images: int, start: float, written: float) -> dict[str, Any]:

@@ -33,14 +33,15 @@ class SliceExtractor(Extractor):
     def __init__(self, config: ModelConfig, limits: ImageLimits) -> None:
         preprocess = resolve_preset(data_config(config.name), config.preset, config.implementation, scaled=True)
         self.preprocessor = Preprocessor(preprocess, limits)
-        self.outputs = (embedding_field(SLICE),)
+        self._values = min(SLICE, preprocess.width)
+        self.outputs = (embedding_field(self._values),)
         self.device = torch.device("cpu")
         self.fingerprint = _fingerprint("slice", config, self.outputs)
 
     def forward(self, batch: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
-        """``embedding``: (n, 384) float32."""
+        """``embedding``: (n, 384) float32, or (n, W) where crops are narrower."""
         config = self.preprocessor.config
-        values = np.stack([image[0, :SLICE, 0] for image in batch]).astype(np.float32)
+        values = np.stack([image[0, : self._values, 0] for image in batch]).astype(np.float32)
         return {"embedding": ((values / 255 - config.mean[0]) / config.std[0]).astype(np.float32)}
 
 
