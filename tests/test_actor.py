@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import jobs
@@ -12,7 +13,7 @@ import pytest
 import simplejpeg
 
 from pipeline.actor import ChunkResult, ChunkWorker, WorkerConfig
-from pipeline.chunkrow import images
+from pipeline.chunkrow import decode_row, images
 from pipeline.config import ImageLimits, ModelConfig, StorageConfig
 from pipeline.cut import Cut
 from pipeline.errors import InterruptedJobError
@@ -71,6 +72,34 @@ def test_rows_come_in_the_order_of_the_manifest_each_with_its_own_vector(
             continue
         alone = extractor.forward([extractor.prepare(data).pixels])["embedding"][0]
         np.testing.assert_allclose(item["embedding"], alone, rtol=0, atol=1e-5)
+
+
+def test_with_two_batches_in_hand_as_on_a_gpu_the_rows_are_the_same(
+    extractor: Extractor, row: pa.Table, tmp_path: Path
+) -> None:
+    _, expected = process(extractor, row, tmp_path / "a")
+    config = replace(CONFIG, batch_size=2, forward_streams=1, forward_depth=2)
+    _, found = process(extractor, row, tmp_path / "b", config)
+    assert_same_rows(found, expected)
+
+
+def test_a_chunk_that_a_task_has_decoded_gives_the_same_rows_and_counts(
+    extractor: Extractor, row: pa.Table, tmp_path: Path
+) -> None:
+    plain, expected = process(extractor, row, tmp_path / "a")
+    decoded, found = process(extractor, decode_row(row, extractor.preprocessor), tmp_path / "b")
+    assert_same_rows(found, expected)
+    for name in ("rows", "rejects", "bytes_read", "requests"):
+        assert getattr(decoded, name) == getattr(plain, name)
+    assert decoded.prepare_seconds > 0
+
+
+def assert_same_rows(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        vector, wanted = one.pop("embedding"), other.pop("embedding")
+        assert one == other
+        if wanted is not None:
+            np.testing.assert_allclose(vector, wanted, rtol=0, atol=1e-5)
 
 
 def test_the_bytes_of_a_chunk_lie_so_that_libjpeg_turbo_takes_them(row: pa.Table) -> None:
