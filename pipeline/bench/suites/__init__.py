@@ -8,10 +8,7 @@ SUITES = (
     Suite("limits", "the bare limit of each stage, and what is reached", "pipeline.bench.suites.limits:run"),
     Suite("feed", "how fast the model is fed, beside other ways of doing it", "pipeline.bench.suites.feed:run"),
     Suite("forward", "how much of the bare forward loop a job keeps", "pipeline.bench.suites.forward:run"),
-<<<<<<< HEAD
     Suite("growth", "how the steps of a job grow with its rows", "pipeline.bench.suites.growth:run"),
-=======
     Suite("formats", "bytes and speed of an embedding by the way it is stored", "pipeline.bench.suites.formats:run"),
->>>>>>> 032c7c2 (bench limits, feed from a bucket and beside Daft, formats; large corpora)
     Suite("memory", "whether the driver's memory stays flat", "pipeline.bench.suites.memory:run"),
 )
