@@ -11,6 +11,7 @@ from obstore.store import AzureStore, GCSStore
 from pipeline import obstore_reads
 from pipeline.errors import ForbiddenError, NotFoundError, StorageError, UnavailableError, UsageError
 from pipeline.store import ObjectInfo
+from pipeline.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,9 +40,10 @@ class CloudStore:
         if not self._bucket:
             raise UsageError(f"{url}: the bucket is missing; write {self._scheme}://bucket/prefix")
         self._prefix = prefix if not prefix or prefix.endswith("/") else prefix + "/"
-        self._in_flight = config.max_in_flight
+        self._window = Window(config.max_in_flight)
         self._store = self._open(config, config.max_retries)
         self._hasty = self._open(config, 1)
+        self._readers = (self._open(config, 0), self._store)
 
     def _open(self, config: StorageConfig, max_retries: int) -> GCSStore | AzureStore:
         kind: Any = GCSStore if self._scheme == "gs" else AzureStore
@@ -95,16 +97,16 @@ class CloudStore:
             lambda key: obstore_reads.head(self._store, self._prefix + key, key),
             self._translate,
             self.uri,
-            self._in_flight,
+            self._window,
         )
 
     def fetch_many(self, keys: Sequence[str], max_bytes: int) -> list[Fetched | RejectError]:
         return obstore_reads.fetch_each(
             keys,
-            lambda key: obstore_reads.fetch(self._store, self._prefix + key, self.uri(key), max_bytes),
+            lambda key: obstore_reads.fetch(self._readers, self._window, self._prefix + key, self.uri(key), max_bytes),
             self._translate,
             self.uri,
-            self._in_flight,
+            self._window,
         )
 
     def uri(self, key: str) -> str:

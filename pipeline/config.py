@@ -84,7 +84,7 @@ class StorageConfig:
         max_retries: tries after the first, with exponential backoff and jitter, for 429, 5xx and dropped connections;
             twelve bridge about three quarters of a minute.
         retry_timeout_s: seconds after which no further try is made.
-        max_in_flight: GETs under way at once in one read task.
+        max_in_flight: GETs under way at once in one read task; fewer while a bucket asks to slow down.
     """
 
     anonymous: bool = False

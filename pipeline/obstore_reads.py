@@ -7,23 +7,24 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import obstore
+from obstore import exceptions as obstore_errors
 
 from pipeline.errors import RejectError
 from pipeline.judgement import judge_fetch, judge_look_up, rejection
 from pipeline.store import Fetched, ObjectInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
-    from typing import TypeVar
 
     from obstore.store import ObjectStore
 
     from pipeline.config import StorageConfig
     from pipeline.errors import StorageError
+    from pipeline.window import Window
 
-    _Key = TypeVar("_Key")
-    _Answer = TypeVar("_Answer")
+_SLOW_DOWN = ("SlowDown", "TooManyRequests", "429", "503")
+"""What obstore's message of a throttled request has in it: the code of the store, or the HTTP status."""
 
 _BACKOFF_BASE = 3
 """obstore draws each pause between the first one and this multiple of the last; 2 would grow too slowly to matter."""
@@ -65,8 +66,35 @@ async def head(store: ObjectStore, name: str, key: str) -> ObjectInfo:
     return ObjectInfo(key, meta["size"], version(meta["e_tag"]))
 
 
-async def fetch(store: ObjectStore, name: str, uri: str, max_bytes: int) -> Fetched:
-    """An object's bytes. Raises obstore's errors, and RejectError for more than ``max_bytes``, before it is fetched."""
+async def fetch(
+    stores: tuple[ObjectStore, ObjectStore], window: Window, name: str, uri: str, max_bytes: int
+) -> Fetched:
+    """An object's bytes. Raises obstore's errors, and RejectError for more than ``max_bytes``, before it is fetched.
+
+    Args:
+        stores: two clients of one store. The first does not retry, so that a wish to slow down is heard; whatever
+            fails for a passing reason is then asked again through the second, with its pauses.
+        window: is told how it went.
+        name: of the object.
+        uri: of the object, for errors.
+        max_bytes: of an object at most.
+    """
+    began = window.begin()
+    try:
+        fetched = await _fetch(stores[0], name, uri, max_bytes)
+    except (RejectError, obstore_errors.NotFoundError, FileNotFoundError):
+        raise
+    except (obstore_errors.PermissionDeniedError, obstore_errors.UnauthenticatedError):
+        raise
+    except Exception as error:
+        if any(sign in str(error) for sign in _SLOW_DOWN):
+            window.throttled(began)
+        return await _fetch(stores[1], name, uri, max_bytes)
+    window.answered()
+    return fetched
+
+
+async def _fetch(store: ObjectStore, name: str, uri: str, max_bytes: int) -> Fetched:
     answer = await obstore.get_async(store, name)
     if answer.meta["size"] > max_bytes:
         raise rejection("TooManyBytes", uri)
@@ -78,7 +106,7 @@ def look_up_each(
     ask: Callable[[str], Awaitable[ObjectInfo]],
     translate: Callable[[Exception, str], StorageError],
     uri: Callable[[str], str],
-    at_once: int,
+    window: Window,
 ) -> list[ObjectInfo | None]:
     """As :meth:`pipeline.store.Fetcher.look_up`.
 
@@ -87,7 +115,7 @@ def look_up_each(
         ask: what is known of one; raises whatever the client raises.
         translate: the error of this project, for the error of ``ask`` and the URI.
         uri: of a key.
-        at_once: requests under way at most.
+        window: how many requests are under way.
     """
 
     async def look_up(key: str) -> ObjectInfo | None:
@@ -96,7 +124,7 @@ def look_up_each(
         except Exception as error:
             return judge_look_up(translate(error, uri(key)), key)
 
-    return asyncio.run(_gather(look_up, keys, at_once))
+    return asyncio.run(window.each(look_up, keys))
 
 
 def fetch_each(
@@ -104,7 +132,7 @@ def fetch_each(
     ask: Callable[[str], Awaitable[Fetched]],
     translate: Callable[[Exception, str], StorageError],
     uri: Callable[[str], str],
-    at_once: int,
+    window: Window,
 ) -> list[Fetched | RejectError]:
     """As :meth:`pipeline.store.Fetcher.fetch_many`; arguments as of :func:`look_up_each`. ``ask`` may reject."""
 
@@ -116,15 +144,4 @@ def fetch_each(
         except Exception as error:
             return judge_fetch(translate(error, uri(key)), uri(key))
 
-    return asyncio.run(_gather(fetch_one, keys, at_once))
-
-
-async def _gather(ask: Callable[[_Key], Awaitable[_Answer]], keys: Iterable[_Key], at_once: int) -> list[_Answer]:
-    """``ask`` of each key, in order, with at most ``at_once`` under way. The first exception is raised."""
-    places = asyncio.Semaphore(at_once)
-
-    async def ask_in_turn(key: _Key) -> _Answer:
-        async with places:
-            return await ask(key)
-
-    return list(await asyncio.gather(*(ask_in_turn(key) for key in keys)))
+    return asyncio.run(window.each(fetch_one, keys))

@@ -51,7 +51,7 @@ class S3Clients:
         )
         return client
 
-    def obstore(self, bucket: str, client: S3Client) -> ObstoreS3:
+    def obstore(self, bucket: str, client: S3Client, max_retries: int | None = None) -> ObstoreS3:
         """An obstore client of a bucket, for the endpoint of ``client``; it keeps a pool of connections.
 
         Raises:
@@ -69,7 +69,11 @@ class S3Clients:
             options["credential_provider"] = Boto3CredentialProvider(self._session, ttl=_CREDENTIALS_TTL)
         return ObstoreS3(
             bucket,
-            **client_options(self._config, self._config.max_retries, allow_http=endpoint.startswith("http://")),
+            **client_options(
+                self._config,
+                self._config.max_retries if max_retries is None else max_retries,
+                allow_http=endpoint.startswith("http://"),
+            ),
             **options,
         )
 

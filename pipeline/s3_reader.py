@@ -19,6 +19,7 @@ from pipeline.judgement import rejection
 from pipeline.s3_clients import S3Clients
 from pipeline.s3_errors import GONE_BUCKET, code, translate
 from pipeline.store import Fetched, ObjectInfo
+from pipeline.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,13 +43,18 @@ class S3Reader:
             raise UsageError(f"{url}: the bucket is missing; write s3://bucket/prefix")
         self._bucket = bucket
         self._prefix = prefix if not prefix or prefix.endswith("/") else prefix + "/"
-        self._in_flight = config.max_in_flight
+        self._window = Window(config.max_in_flight)
         self._clients = S3Clients(config)
         self._client = self._clients.boto3()
 
     @cached_property
     def _reader(self) -> ObstoreS3:
         return self._clients.obstore(self._bucket, self._client)
+
+    @cached_property
+    def _readers(self) -> tuple[ObstoreS3, ObstoreS3]:
+        """One that does not retry, and one that does."""
+        return self._clients.obstore(self._bucket, self._client, max_retries=0), self._reader
 
     @property
     def root(self) -> str:
@@ -113,7 +119,7 @@ class S3Reader:
             raise self._translate(error, self.uri(key)) from error
 
     def look_up(self, keys: Sequence[str]) -> list[ObjectInfo | None]:
-        return obstore_reads.look_up_each(keys, self._look_up, self._translate, self.uri, self._in_flight)
+        return obstore_reads.look_up_each(keys, self._look_up, self._translate, self.uri, self._window)
 
     async def _look_up(self, key: str) -> ObjectInfo:
         name = self._prefix + key
@@ -125,10 +131,12 @@ class S3Reader:
     def fetch_many(self, keys: Sequence[str], max_bytes: int) -> list[Fetched | RejectError]:
         async def fetch(key: str) -> Fetched:
             if obstore_can_name(self._prefix + key):
-                return await obstore_reads.fetch(self._reader, self._prefix + key, self.uri(key), max_bytes)
+                return await obstore_reads.fetch(
+                    self._readers, self._window, self._prefix + key, self.uri(key), max_bytes
+                )
             return await asyncio.to_thread(self._get_with_boto3, key, max_bytes)
 
-        return obstore_reads.fetch_each(keys, fetch, self._translate, self.uri, self._in_flight)
+        return obstore_reads.fetch_each(keys, fetch, self._translate, self.uri, self._window)
 
     def uri(self, key: str) -> str:
         return self.root + key

@@ -21,7 +21,7 @@ LADDER = (
     ("options", "settings", "toml"),
     # shapes and stores
     ("schema", "store", "columns", "counting"),
-    ("atomic", "dataset_format", "judgement", "local_errors", "s3_errors"),
+    ("atomic", "dataset_format", "window", "judgement", "local_errors", "s3_errors"),
     ("obstore_reads", "s3_clients", "walk"),
     ("cloud", "local", "s3_reader", "s3", "web"),
     ("storage",),

@@ -44,7 +44,7 @@ class Case:
     preset: Preset = "timm"
 
 
-_QUICK = (Case(4000, 400),)
+_QUICK = (Case(3000, 300),)
 _FULL = (
     Case(30_000, 2000),
     Case(30_000, 2000, preset="dinov2-224"),
