@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pyarrow as pa
-
+from pipeline.chunk_result import ChunkResult
+from pipeline.chunk_work import ChunkWork
 from pipeline.chunkrow import images
-from pipeline.columns import finite_rows, stack_rows
 from pipeline.commit import build_chunk, commit_chunk
 from pipeline.counting import CountingStore
 from pipeline.errors import RejectError
@@ -26,54 +23,13 @@ from pipeline.streams import ForwardStreams
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import pyarrow as pa
+
+    from pipeline.chunk_work import Decoded
     from pipeline.extractor import Extractor
     from pipeline.prepared import Prepared
     from pipeline.storage import Store
     from pipeline.streams import Forwarded
-
-    _Decoded = tuple[Prepared | RejectError, float, float]
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkResult:
-    """Figures of one committed chunk; seconds are wall seconds but for those called CPU seconds.
-
-    ``forward_seconds`` is the time the device was held (a stream of several holds its part of it);
-    ``prepare_seconds`` and ``prepare_cpu_seconds`` are summed over all decode threads. ``started`` and ``ended`` are
-    seconds on the clock of ``worker``, good for differences on the same one. ``requests`` are those of read and commit.
-    """
-
-    shard: int
-    chunk: int
-    rows: int
-    rejects: dict[str, int]
-    attempt: int
-    bytes_read: int
-    bytes_written: int
-    read_seconds: float
-    read_cpu_seconds: float
-    prepare_seconds: float
-    prepare_cpu_seconds: float
-    forward_seconds: float
-    forward_cpu_seconds: float
-    commit_seconds: float
-    commit_cpu_seconds: float
-    chunk_seconds: float
-    worker: str
-    started: float
-    ended: float
-    requests: dict[str, int]
-
-    def to_table(self) -> pa.Table:
-        """One row."""
-        counts = {"rejects": json.dumps(self.rejects), "requests": json.dumps(self.requests)}
-        return pa.table({name: [value] for name, value in {**asdict(self), **counts}.items()})
-
-    @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Self:
-        """The inverse of :meth:`to_table`."""
-        counts = {name: json.loads(row[name]) for name in ("rejects", "requests")}
-        return cls(**{**row, **counts})
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +85,13 @@ class ChunkWorker:
         start = time.perf_counter()
         shard, chunk = row["shard"][0].as_py(), row["chunk"][0].as_py()
         uris, etags = row["uri"][0].as_py(), row["etag"][0].as_py()
-        work = _Work(images(row), row["prepare_seconds"][0].as_py(), row["prepare_cpu_seconds"][0].as_py())
+        work = ChunkWork(
+            images(row),
+            self._extractor.outputs,
+            len(uris),
+            row["prepare_seconds"][0].as_py(),
+            row["prepare_cpu_seconds"][0].as_py(),
+        )
         if attempt > self._config.poison_attempts:
             with IsolatedPreprocessor(self._extractor.preprocessor, self._config.decode_timeout_s) as isolated:
                 self._extract(work, isolated.prepare, ahead=0)
@@ -139,7 +101,7 @@ class ChunkWorker:
                 self._extractor.prepare,
                 ahead=(1 + self._streams.in_hand) * self._config.batch_size + self._config.decode_threads,
             )
-        columns = self._extractor.finish(work.features(self._extractor.outputs))
+        columns = self._extractor.finish(work.features)
         table = build_chunk(uris, etags, work.outcomes, columns, self._extractor.outputs, kept_columns(row))
         before, cpu = time.perf_counter(), time.thread_time()
         written = commit_chunk(self._dest, shard, chunk, table)
@@ -167,7 +129,7 @@ class ChunkWorker:
             requests=dict(Counter(dict(row["requests"][0].as_py())) + Counter(self._dest.take())),
         )
 
-    def _extract(self, work: _Work, prepare: Callable[[memoryview], Prepared], *, ahead: int) -> None:
+    def _extract(self, work: ChunkWork, prepare: Callable[[memoryview], Prepared], *, ahead: int) -> None:
         """Runs the chunk through, decoding at most ``ahead`` images before they are needed."""
         batch: dict[int, Prepared] = {}
         running: deque[tuple[list[int], Future[Forwarded]]] = deque()
@@ -188,9 +150,9 @@ class ChunkWorker:
             work.note(*running.popleft())
 
     def _prepared(
-        self, work: _Work, prepare: Callable[[memoryview], Prepared], ahead: int
+        self, work: ChunkWork, prepare: Callable[[memoryview], Prepared], ahead: int
     ) -> Iterator[Prepared | RejectError]:
-        def run(item: memoryview | Prepared | RejectError) -> _Decoded:
+        def run(item: memoryview | Prepared | RejectError) -> Decoded:
             before, cpu = time.perf_counter(), time.thread_time()
             try:
                 outcome = prepare(item) if isinstance(item, memoryview) else item
@@ -198,7 +160,7 @@ class ChunkWorker:
                 outcome = reject
             return outcome, time.perf_counter() - before, time.thread_time() - cpu
 
-        window: deque[Future[_Decoded]] = deque()
+        window: deque[Future[Decoded]] = deque()
         for item in work.items:
             if ahead == 0:
                 yield work.take(run(item))
@@ -212,38 +174,3 @@ class ChunkWorker:
     def _forward(self, batch: dict[int, Prepared]) -> tuple[list[int], Future[Forwarded]]:
         """Begins a forward; keys of ``batch`` are places in the chunk."""
         return list(batch), self._streams.submit([image.pixels for image in batch.values()])
-
-
-class _Work:
-    """What a chunk has come to so far."""
-
-    def __init__(
-        self, items: Iterator[memoryview | Prepared | RejectError], prepare_seconds: float, prepare_cpu_seconds: float
-    ) -> None:
-        self.items = items
-        self.outcomes: list[tuple[int, int] | RejectError] = []
-        self.parts: dict[str, list[np.ndarray[Any, Any]]] = {}
-        self.prepare_seconds, self.prepare_cpu_seconds = prepare_seconds, prepare_cpu_seconds
-        self.forward_seconds = self.forward_cpu_seconds = 0.0
-
-    def take(self, decoded: _Decoded) -> Prepared | RejectError:
-        outcome, seconds, cpu_seconds = decoded
-        self.prepare_seconds += seconds
-        self.prepare_cpu_seconds += cpu_seconds
-        return outcome
-
-    def note(self, places: list[int], future: Future[Forwarded]) -> None:
-        """Takes the features of one batch, whose images have these places in the chunk."""
-        done = future.result()
-        self.forward_seconds += done.seconds
-        self.forward_cpu_seconds += done.cpu_seconds
-        finite = np.logical_and.reduce([finite_rows(values) for values in done.features.values()])
-        for place, sound in zip(places, finite, strict=True):
-            if not sound:
-                self.outcomes[place] = RejectError("forward", "NotFinite", "the model gives NaN or infinity for it")
-        for name, values in done.features.items():
-            self.parts.setdefault(name, []).append(values if finite.all() else values[finite])
-
-    def features(self, outputs: tuple[pa.Field, ...]) -> dict[str, np.ndarray[Any, Any]]:
-        """The features of all good images, empty where there were none; lets go of the parts, which may be large."""
-        return {field.name: stack_rows(self.parts.pop(field.name, []), field) for field in outputs}

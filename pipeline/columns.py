@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow as pa
 from pipeline.schema import value_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -33,12 +34,47 @@ def _nest(flat: pa.Array, kind: pa.DataType) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(_nest(flat, kind.value_type), type=kind)
 
 
-def stack_rows(parts: Sequence[NDArray[Any]], field: pa.Field) -> NDArray[Any]:
-    """Parts (n_i, …) of a column as one array; (0, …) of the right type when there are none."""
-    if parts:
-        return np.concatenate(parts)
-    shape, dtype = value_shape(field.type)
-    return np.empty((0, *shape), dtype.to_pandas_dtype())
+class FeatureRows:
+    """Features of images that come batch by batch, in the very arrays that become columns.
+
+    A list of batches to be joined would take the memory twice, and break up the heap that the forwards live in.
+
+    Args:
+        outputs: the feature columns.
+        rows: images at most.
+    """
+
+    def __init__(self, outputs: Sequence[pa.Field], rows: int) -> None:
+        shapes = {field.name: value_shape(field.type) for field in outputs}
+        self._arrays = {
+            name: np.empty((rows, *shape), kind.to_pandas_dtype()) for name, (shape, kind) in shapes.items()
+        }
+        self._count = 0
+
+    def add(self, features: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+        """Appends the rows of a batch (n, …) that are finite in every column; returns (n,) whether they are."""
+        finite: NDArray[np.bool_] = np.logical_and.reduce([finite_rows(values) for values in features.values()])
+        end = self._count + int(finite.sum())
+        for name, values in features.items():
+            self._arrays[name][self._count : end] = values if finite.all() else values[finite]
+        self._count = end
+        return finite
+
+    @property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What was added so far: (n, …) for each column, without a copy."""
+        return {name: values[: self._count] for name, values in self._arrays.items()}
+
+
+def spread(column: pa.Array, present: Sequence[bool]) -> pa.ChunkedArray:
+    """The values of a column in the places that are present, and null in the others, without a copy."""
+    parts: list[pa.Array] = []
+    start = 0
+    for is_present, run in itertools.groupby(present):
+        count = len(list(run))
+        parts.append(column.slice(start, count) if is_present else pa.nulls(count, column.type))
+        start += count * is_present
+    return pa.chunked_array(parts, column.type)
 
 
 def to_numpy(column: pa.Array | pa.ChunkedArray) -> NDArray[Any]:

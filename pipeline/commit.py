@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import schema
+from pipeline.columns import spread
 from pipeline.errors import RejectError
+from pipeline.pieces import in_pieces
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,8 +48,6 @@ def build_chunk(
     for name, column in features.items():
         if len(column) != sum(good):
             raise ValueError(f"{len(column)} values of {name} for {sum(good)} images")
-    numbers = iter(range(sum(good)))
-    places = pa.array([next(numbers) if ok else None for ok in good], pa.int64())
     sizes = [(None, None) if isinstance(outcome, RejectError) else outcome for outcome in outcomes]
     rejects = [outcome if isinstance(outcome, RejectError) else None for outcome in outcomes]
     columns = {
@@ -56,7 +56,7 @@ def build_chunk(
         **({field.name: kept[field.name] for field in kept.schema} if kept is not None else {}),
         "width": pa.array([width for width, _ in sizes], pa.int32()),
         "height": pa.array([height for _, height in sizes], pa.int32()),
-        **{field.name: features[field.name].take(places) for field in outputs},
+        **{field.name: spread(features[field.name], good) for field in outputs},
         "stage": pa.array([reject and reject.stage for reject in rejects], pa.string()),
         "error": pa.array([reject and reject.error for reject in rejects], pa.string()),
         "message": pa.array([reject and reject.message for reject in rejects], pa.string()),
@@ -74,7 +74,12 @@ def commit_chunk(dest: Store, shard: int, chunk: int, table: pa.Table) -> int:
 def encode(table: pa.Table) -> bytes:
     """A table as the bytes of a Parquet file with one row group."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=max(1, len(table)), **parquet_options(table.schema))
+    # Room for levels and footer too: a buffer that grows is copied, and leaves its former selves in the heap.
+    buffer.seek(table.nbytes + table.nbytes // 16)
+    buffer.write(b"\0")
+    buffer.seek(0)
+    pq.write_table(in_pieces(table), buffer, row_group_size=max(1, len(table)), **parquet_options(table.schema))
+    buffer.truncate()
     return buffer.getvalue()
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.columns import stack_rows, to_numpy
+from pipeline.columns import FeatureRows, to_numpy
 from pipeline.commit import build_chunk, encode
-from pipeline.errors import RejectError, UsageError
+from pipeline.errors import RejectError, UsageError, not_finite
 from pipeline.located import Located
 from pipeline.schema import FORMAT_VERSION, with_metadata
 from pipeline.storage import Fetched, open_store, scheme
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def embed(extractor: Extractor, uris: Sequence[str], limits: ImageLimits, storage: StorageConfig) -> pa.Table:
     """A table with the columns of a committed chunk, one row for each image, rejects among them."""
     outcomes: list[tuple[int, int] | RejectError] = []
-    parts: dict[str, list[np.ndarray[Any, Any]]] = {}
+    features = FeatureRows(extractor.outputs, len(uris))
     etags, names = [], []
     for uri in uris:
         name, fetched = _fetch(uri, limits, storage)
@@ -42,12 +42,9 @@ def embed(extractor: Extractor, uris: Sequence[str], limits: ImageLimits, storag
             outcomes.append(reject)
             continue
         outcomes.append((prepared.width, prepared.height))
-        for column, values in extractor.forward([prepared.pixels]).items():
-            parts.setdefault(column, []).append(values)
-    columns = extractor.finish(
-        {field.name: stack_rows(parts.get(field.name, []), field) for field in extractor.outputs}
-    )
-    return build_chunk(names, etags, outcomes, columns, extractor.outputs)
+        if not features.add(extractor.forward([prepared.pixels])).all():
+            outcomes[-1] = not_finite()
+    return build_chunk(names, etags, outcomes, extractor.finish(features.arrays), extractor.outputs)
 
 
 def _fetch(uri: str, limits: ImageLimits, storage: StorageConfig) -> tuple[str, Fetched | RejectError]:

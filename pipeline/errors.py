@@ -61,3 +61,8 @@ class RejectError(Exception):
         self.stage = stage
         self.error = error
         self.message = message
+
+
+def not_finite() -> RejectError:
+    """Of an image whose features are not all numbers."""
+    return RejectError("forward", "NotFinite", "the model gives NaN or infinity for it")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterable, Iterator
 
-    from pipeline.actor import ChunkResult
+    from pipeline.chunk_result import ChunkResult
     from pipeline.config import Config
     from pipeline.manifest import Manifest
     from pipeline.plan import Pending

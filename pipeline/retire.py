@@ -19,6 +19,7 @@ from pipeline import schema
 from pipeline.commit import encode
 from pipeline.errors import RaysightError
 from pipeline.footer import read_footers
+from pipeline.pieces import read_group
 from pipeline.seal import NO_REJECTS, digest, features_writer, referred_rejects, rejects_name, set_metadata
 
 if TYPE_CHECKING:
@@ -94,8 +95,7 @@ def _rewrite(dest: Store, file: pq.ParquetFile, retired: pa.Table, shard: int, g
     rows = 0
     with features_writer(path, file.schema_arrow.remove_metadata()) as writer:
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group)
-            kept = without(table, retired)
+            kept = read_group(file, group, lambda rows: without(rows, retired))
             if len(kept):
                 writer.write_table(kept, row_group_size=len(kept))
             rows += len(kept)

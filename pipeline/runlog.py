@@ -16,8 +16,8 @@ from pipeline.redact import redact
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pipeline.actor import ChunkResult
     from pipeline.budget import Budget
+    from pipeline.chunk_result import ChunkResult
     from pipeline.fingerprint import Fingerprint
     from pipeline.manifest import Manifest
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.actor import ChunkResult
+from pipeline.chunk_result import ChunkResult
 from pipeline.dataflow import ChunkSource, build_dataset
 from pipeline.plan import waves
 from pipeline.rayerrors import explain

@@ -21,6 +21,7 @@ from pipeline import schema
 from pipeline.commit import encode, parquet_options
 from pipeline.errors import NotFoundError, RaysightError
 from pipeline.footer import read_footers
+from pipeline.pieces import read_group
 
 if TYPE_CHECKING:
     from pipeline.fingerprint import Fingerprint
@@ -76,18 +77,16 @@ def _write_features(dest: Store, shard: int, listed: ManifestShard, fingerprint:
         rejects: list[pa.Table] = []
         rows = 0
         for chunk, expected in enumerate(listed.chunks):
-            table = _read_chunk(dest, shard, chunk, expected)
-            good = pc.is_null(table["stage"])
-            features = table.filter(good).drop_columns([field.name for field in schema.REJECT_FIELDS])
+            features, rejected = _read_chunk(dest, shard, chunk, expected)
             if writer is None:
                 writer = stack.enter_context(features_writer(path, features.schema))
             if len(features):
                 writer.write_table(features, row_group_size=len(features))
-            rejects_schema = schema.rejects_schema(schema.kept_fields(table.schema))
-            rejects.append(table.filter(pc.invert(good)).select(rejects_schema.names))
+            rejects.append(rejected)
             rows += len(features)
+            del features  # before the next chunk is read
         assert writer is not None, "a shard has at least one chunk"
-        rejected = pa.concat_tables(rejects).cast(rejects_schema)
+        rejected = pa.concat_tables(rejects)
         data = encode(rejected) if len(rejected) else b""
         values = {
             "format": schema.FORMAT_VERSION,
@@ -112,14 +111,24 @@ def set_metadata(writer: pq.ParquetWriter, values: dict[str, Any]) -> None:
     writer.add_key_value_metadata({schema.METADATA_KEY: json.dumps(values, sort_keys=True).encode()})
 
 
-def _read_chunk(dest: Store, shard: int, chunk: int, expected: int) -> pa.Table:
+def _read_chunk(dest: Store, shard: int, chunk: int, expected: int) -> tuple[pa.Table, pa.Table]:
+    """The features of a chunk and its rejects."""
     key = schema.chunk_object(shard, chunk)
-    table = pq.read_table(pa.BufferReader(dest.get(key)))
-    if len(table) != expected:
+    file = pq.ParquetFile(pa.BufferReader(dest.get(key)))
+    if file.metadata.num_rows != expected:
         raise RaysightError(
-            f"{dest.uri(key)} has {len(table)} rows, the manifest {expected}; delete this object and run again"
+            f"{dest.uri(key)} has {file.metadata.num_rows} rows, the manifest {expected}; delete this object and run"
+            " again"
         )
-    return table
+    rejects_schema = schema.rejects_schema(schema.kept_fields(file.schema_arrow))
+    rejects = file.read(rejects_schema.names)
+    return read_group(file, 0, _good), rejects.filter(pc.is_valid(rejects["stage"])).cast(rejects_schema)
+
+
+def _good(rows: pa.Table) -> pa.Table:
+    good = pc.is_null(rows["stage"])
+    found = rows if pc.all(good).as_py() else rows.filter(good)
+    return found.drop_columns([field.name for field in schema.REJECT_FIELDS])
 
 
 def rejects_name(shard: int, data: bytes) -> str:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from pipeline.actor import ChunkResult
+    from pipeline.chunk_result import ChunkResult
     from pipeline.counting import CountingStore
     from pipeline.manifest import Manifest
     from pipeline.plan import Pending

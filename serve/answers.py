@@ -110,7 +110,7 @@ class Answer:
         table = table.cast(with_metadata(table.schema, values))
         sink = io.BytesIO()
         with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
+            writer.write_table(table.combine_chunks())
         return sink.getvalue()
 
     def _head(self) -> dict[str, Any]:

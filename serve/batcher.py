@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import RejectError
+from pipeline.errors import not_finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -98,7 +98,7 @@ class Batcher:
             )
             for place, item in enumerate(batch):
                 if not finite[place]:
-                    _fail(item, RejectError("forward", "NotFinite", "the model gives NaN or infinity for it"))
+                    _fail(item, not_finite())
                 elif not item.future.done():
                     item.future.set_result({name: values[place] for name, values in done.features.items()})
 

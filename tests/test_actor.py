@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 
-from pipeline.actor import ChunkResult, ChunkWorker, WorkerConfig
+from pipeline.actor import ChunkWorker, WorkerConfig
+from pipeline.chunk_result import ChunkResult
 from pipeline.chunkrow import decode_row, images
 from pipeline.config import ImageLimits, ModelConfig, StorageConfig
 from pipeline.cut import Cut

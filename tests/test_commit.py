@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.commit import build_chunk, commit_chunk, encode
@@ -35,6 +35,7 @@ def chunk(goods: list[bool]) -> pa.Table:
     )
 
 
+@settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=30))
 def test_every_input_row_gives_one_row_with_its_features_or_its_reject(goods: list[bool]) -> None:
     stored = pq.read_table(io.BytesIO(encode(chunk(goods))))

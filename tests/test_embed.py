@@ -17,6 +17,11 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
+from pipeline.config import ImageLimits, ModelConfig, StorageConfig
+from pipeline.embed import embed as embed_images
+from pipeline.extractor import load_extractor
+from serve.cli import main
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -154,3 +159,97 @@ def test_weights_that_do_not_fit_are_a_message_and_exit_code_2(two: list[Path], 
     assert result.returncode == 2
     assert result.stderr.decode().startswith("raysight: --weights ")
     assert b"Traceback" not in result.stderr
+
+
+# ---- every output in every format; the command's process is not what is in question, so it runs in this one
+
+ALL = ["--features", "embedding,patches,classes"]
+
+
+@pytest.fixture(scope="module")
+def tokens(make_checkpoint: Callable[..., Path]) -> list[str]:
+    weights = str(make_checkpoint("test_vit"))
+    return ["--model", "test_vit", "--weights", weights, "--implementation", "reference", "--precision", "fp32"]
+
+
+@pytest.fixture(scope="module")
+def of_timm(make_checkpoint: Callable[..., Path], two: list[Path]) -> dict[str, NDArray[Any]]:
+    """What timm makes of the two images: ``embedding`` (2, 64), ``patches`` (2, 100, 64), and the five likeliest
+    classes, ``class_index`` and ``class_probability`` (2, 5)."""
+    overlay = {"file": str(make_checkpoint("test_vit")), "hf_hub_id": None, "url": ""}
+    model = timm.create_model("test_vit", pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    with torch.inference_mode():
+        features = model.forward_features(torch.stack([transform(Image.open(path).convert("RGB")) for path in two]))
+        top = torch.topk(model.forward_head(features).softmax(dim=1) * 100, k=5)
+        return {
+            "embedding": model.forward_head(features, pre_logits=True).numpy(),
+            "patches": features[:, 1:].numpy(),
+            "class_index": top.indices.numpy(),
+            "class_probability": top.values.numpy(),
+        }
+
+
+def embed(output: Path, *arguments: str | Path) -> bytes:
+    assert main(["embed", *map(str, arguments), "--output", str(output)]) == 0
+    return output.read_bytes()
+
+
+def same(found: dict[str, Any], expected: dict[str, NDArray[Any]]) -> None:
+    """To the last bits of float32, of float16 for patches; indices exactly."""
+    assert np.asarray(found["class_index"]).tolist() == expected["class_index"].tolist()
+    close(found["embedding"], expected["embedding"])
+    np.testing.assert_allclose(found["class_probability"], expected["class_probability"], rtol=1e-4)
+    np.testing.assert_allclose(found["patches"], expected["patches"], rtol=0, atol=1e-3 * expected["patches"].max())
+
+
+def test_json_has_every_output_and_the_names_of_classes(
+    tokens: list[str], two: list[Path], of_timm: dict[str, NDArray[Any]], tmp_path: Path
+) -> None:
+    images = json.loads(embed(tmp_path / "all.json", *two, *tokens, *ALL))["images"]
+    same({name: [row[name] for row in images] for name in of_timm}, of_timm)
+    names = timm.data.ImageNetInfo()
+    for row in images:
+        described = [names.index_to_description(index) for index in row["class_index"]]
+        assert [name in text for name, text in zip(row["class_name"], described, strict=True)] == [True] * 5
+
+
+def test_parquet_has_every_output_as_duckdb_reads_it(
+    tokens: list[str], two: list[Path], of_timm: dict[str, NDArray[Any]], tmp_path: Path
+) -> None:
+    embed(tmp_path / "all.parquet", *two, *tokens, *ALL, "--format", "parquet")
+    rows = duckdb.sql(f"SELECT {', '.join(of_timm)} FROM '{tmp_path}/all.parquet'").fetchall()
+    same(dict(zip(of_timm, zip(*rows, strict=True), strict=True)), of_timm)
+
+
+def test_npy_of_patches_is_one_array_of_three_axes(
+    tokens: list[str], two: list[Path], of_timm: dict[str, NDArray[Any]], tmp_path: Path
+) -> None:
+    data = embed(tmp_path / "patches.npy", *two, *tokens, "--features", "patches", "--format", "npy")
+    array = np.load(io.BytesIO(data), allow_pickle=False)
+    assert (array.shape, array.dtype) == ((2, 100, 64), np.float16)
+    np.testing.assert_allclose(array, of_timm["patches"], rtol=0, atol=1e-3 * of_timm["patches"].max())
+
+
+def test_npy_of_several_outputs_is_refused_before_a_model_is_loaded(
+    two: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*map(str, two), "--weights", "nowhere.pth", *ALL, "--format", "npy"]
+    assert main(["embed", *arguments, "--output", str(tmp_path / "x.npy")]) == 2
+    assert "is one array, and cannot hold embedding, patches, classes" in capsys.readouterr().err
+    assert not (tmp_path / "x.npy").exists()
+
+
+def test_an_image_whose_features_are_not_finite_is_a_reject_and_the_others_keep_theirs(
+    two: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor = load_extractor(ModelConfig("test_vit", "random:0", precision="fp32"), ImageLimits())
+    first, forward = iter([True]), extractor.forward
+
+    def overflowing(batch: Any) -> dict[str, NDArray[Any]]:
+        return {name: values * (np.inf if next(first, False) else 1) for name, values in forward(batch).items()}
+
+    monkeypatch.setattr(extractor, "forward", overflowing)
+    table = embed_images(extractor, list(map(str, two)), ImageLimits(), StorageConfig())
+    assert table["error"].to_pylist() == ["NotFinite", None]
+    assert [value is None for value in table["embedding"].to_pylist()] == [True, False]

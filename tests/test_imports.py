@@ -20,7 +20,7 @@ LADDER = (
     ("keys",),
     ("options", "settings", "toml"),
     # shapes and stores
-    ("schema", "store", "columns", "counting"),
+    ("chunk_result", "pieces", "schema", "store", "columns", "counting"),
     ("atomic", "dataset_format", "window", "judgement", "local_errors", "s3_errors"),
     ("obstore_reads", "s3_clients", "walk"),
     ("cloud", "local", "s3_reader", "s3", "web"),
@@ -44,7 +44,7 @@ LADDER = (
     ("lister",),
     ("source",),
     # work without ray
-    ("progress", "runlog", "streams", "terms"),
+    ("chunk_work", "progress", "runlog", "streams", "terms"),
     ("actor",),
     ("run",),
     ("report_text",),

@@ -12,10 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from datasets import DIM, STORAGE, numbers, vector
+from datasets import DIM, FINGERPRINT, STORAGE, numbers, vector
 
+from pipeline.columns import to_column
+from pipeline.commit import build_chunk, commit_chunk
 from pipeline.cut import Cut
+from pipeline.errors import RejectError
+from pipeline.generation import Listing, write_generation
+from pipeline.schema import MANIFEST_SCHEMA, class_fields, patches_field
+from pipeline.seal import seal_shard
 from pipeline.storage import open_store
 
 if TYPE_CHECKING:
@@ -38,16 +45,24 @@ PROBES = {
     "Hugging Face datasets": "{'uris': list(rows['uri']), 'matrix': matrix.tolist()}",
     "LanceDB": "{'nearest': nearest}",
     "FAISS": "{'nearest': nearest}",
+    "Patch tokens and classes": (
+        "{'likeliest': likeliest, 'first': first_tokens, 'polars': tokens.tolist(), 'classes': classes.tolist(),"
+        " 'pandas': in_pandas.tolist(), 'group': of_a_row_group.tolist(),"
+        " 'types': [str(array.dtype) for array in (tokens, in_pandas, of_a_row_group, classes)]}"
+    ),
 }
+WIDE = "Patch tokens and classes"
+"""Whose block runs beside a dataset of its own."""
 
 # One process runs all blocks, each on its own names after those of the page's head. Without the folder of the tests on
 # its path, where ``datasets`` would be another module.
 RUNNER = """
-import contextlib, io, json, sys, traceback
-blocks, probes = json.load(sys.stdin)
+import contextlib, io, json, os, sys, traceback
+blocks, probes, folders = json.load(sys.stdin)
 answers = {}
 for name, probe in probes.items():
     names = {}
+    os.chdir(folders.get(name, folders[""]))
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             exec(blocks[""], names)
@@ -75,11 +90,14 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     for shard in (0, 1):
         dataset.commit_all(shard)
         dataset.seal(shard)
-    np.save(folder / "query.npy", np.array([vector(QUERY)], np.float32))
+    wide = tmp_path_factory.mktemp("wide")
+    write_wide(wide / "DEST")
+    for place in (folder, wide):
+        np.save(place / "query.npy", np.array([vector(QUERY)], np.float32))
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     finished = subprocess.run(
         [sys.executable, "-W", "error", "-c", RUNNER],
-        input=json.dumps([blocks(), PROBES]),
+        input=json.dumps([blocks(), PROBES, {"": str(folder), WIDE: str(wide)}]),
         env={**inherited, "HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"},
         cwd=folder,
         capture_output=True,
@@ -90,6 +108,31 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     assert finished.returncode == 0, finished.stderr
     result: dict[str, Any] = json.loads(finished.stdout)
     return result
+
+
+def wide_row(number: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Patch tokens (6, 4) and the five likeliest classes of a row."""
+    return {
+        "patches": np.arange(24, dtype=np.float16).reshape(6, 4) / 8 + number,
+        "class_index": np.arange(5, dtype=np.int32) * 100 + number,
+        "class_probability": np.float32(50) / np.arange(1, 6, dtype=np.float32),
+    }
+
+
+def write_wide(dest: Path) -> None:
+    """A dataset of patch tokens and classes, one shard of a row group for every five rows."""
+    store = open_store(str(dest), STORAGE)
+    fields = (patches_field(6, 4), *class_fields(5))
+    rows = pa.record_batch([list(map(uri, range(ROWS))), [1] * ROWS, ["v"] * ROWS], schema=MANIFEST_SCHEMA)
+    cut = Cut(5, 1 << 20, ROWS)
+    (shard,) = write_generation(store, None, Listing(("/nowhere/",)), [("/nowhere/", rows)], cut).shards
+    for chunk in range(len(shard.chunks)):
+        members = range(chunk * 5, chunk * 5 + 5)
+        values = {field.name: np.stack([wide_row(n)[field.name] for n in members if n != REJECTED]) for field in fields}
+        columns = {field.name: to_column(values[field.name], field.type) for field in fields}
+        outcomes = [RejectError("decode", "Corrupt", "") if n == REJECTED else (1, 1) for n in members]
+        commit_chunk(store, 0, chunk, build_chunk([uri(n) for n in members], ["v"] * 5, outcomes, columns, fields))
+    seal_shard(store, 0, shard, FINGERPRINT)
 
 
 def expected_matrix() -> list[list[float]]:
@@ -133,3 +176,17 @@ def test_numpy_sees_the_memory_that_the_parquet_reader_filled(answers: Mapping[s
     assert answers["NumPy"]["copied"] == [False] * len(answers["NumPy"]["parts"])
     assert [row for part in answers["NumPy"]["parts"] for row in part] == expected_matrix()
     assert {len(row) for part in answers["NumPy"]["parts"] for row in part} == {DIM}
+
+
+def test_patch_tokens_are_a_float16_matrix_in_each_row_whichever_way_they_are_read(answers: Mapping[str, Any]) -> None:
+    assert isinstance(answers[WIDE], dict), answers[WIDE]
+    expected = [wide_row(number)["patches"].tolist() for number in GOOD]
+    assert answers[WIDE]["polars"] == answers[WIDE]["pandas"] == expected
+    assert answers[WIDE]["group"] == [rows for number, rows in zip(GOOD, expected, strict=True) if number < 5]
+    assert answers[WIDE]["first"] == [[rows[0]] for _, rows in sorted(zip(map(uri, GOOD), expected, strict=True))]
+    assert answers[WIDE]["types"] == ["float16"] * 3 + ["int32"]
+
+
+def test_classes_come_likeliest_first(answers: Mapping[str, Any]) -> None:
+    assert answers[WIDE]["classes"] == [wide_row(number)["class_index"].tolist() for number in GOOD]
+    assert answers[WIDE]["likeliest"] == sorted([uri(number), number, 50.0] for number in GOOD)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from datasets import FINGERPRINT, STORAGE, numbers
 
-from pipeline.actor import ChunkResult
 from pipeline.budget import make_budget
+from pipeline.chunk_result import ChunkResult
 from pipeline.cluster import Node
 from pipeline.config import JobConfig
 from pipeline.counting import CountingStore

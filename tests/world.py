@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import DIM, FINGERPRINT, vector
 
-from pipeline.actor import ChunkResult
+from pipeline.chunk_result import ChunkResult
 from pipeline.commit import build_chunk, commit_chunk
 from pipeline.config import ModelConfig
 from pipeline.cut import Cut
