@@ -92,6 +92,13 @@ def test_the_rejects_are_there_before_the_features(tmp_path: Path, dataset: Numb
     ]
 
 
+def test_the_chunks_are_there_until_the_features_are(tmp_path: Path, dataset: Numbers) -> None:
+    dataset.commit_all(0)
+    with pytest.raises(FailingStore.DiedError):
+        dataset.seal(0, FailingStore(dataset.dest, writes=0, below="features/"))
+    assert len(list(tmp_path.glob("_raysight/chunks/shard-000000/*.parquet"))) == 2
+
+
 def test_a_shard_of_rejects_alone_gives_an_empty_feature_shard_with_its_columns(tmp_path: Path) -> None:
     dataset = numbers(LocalStore(str(tmp_path)), 3, CUT, (0, 1, 2))
     dataset.commit_all(0)
