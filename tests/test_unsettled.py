@@ -10,6 +10,7 @@ from datasets import FailingStore
 from world import World
 
 from pipeline.local import LocalStore
+from pipeline.manifest import load_manifest
 from serve.cli import main
 
 if TYPE_CHECKING:
@@ -101,6 +102,9 @@ def test_a_job_killed_in_the_middle_is_said_and_the_named_command_settles_it(
     assert f"to settle it: raysight {command}" in said
     world.extract(retry=retry)  # what that command does
     assert verify(world, capsys)[0] == 0
+    manifest = load_manifest(LocalStore(str(world.dest)))
+    assert manifest is not None
+    assert len(manifest.generations) == 2, "what was broken off is finished, not begun once more"
 
 
 def test_what_dies_before_its_generation_is_committed_leaves_the_dataset_settled(
