@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -36,6 +37,30 @@ def keys(store: LocalStore, prefix: str = "") -> list[str]:
 
 def errors(answers: list[Fetched | RejectError]) -> list[str]:
     return [answer.error if isinstance(answer, RejectError) else "" for answer in answers]
+
+
+@pytest.mark.parametrize(("waits", "threads"), [(True, True), (False, False)], ids=["waiting", "computing"])
+def test_files_that_are_slow_because_the_disk_is_are_read_on_threads(
+    waits: bool, threads: bool, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A busy machine makes reads slow as well; threads would only cost more there.
+    for number in range(40):
+        store.put(f"{number}", b"x")
+    readers = set()
+    fetch = LocalStore._fetch
+
+    def slow(self: LocalStore, key: str, max_bytes: int) -> Fetched | RejectError:
+        readers.add(threading.get_ident())
+        end = time.thread_time() + 0.002
+        while not waits and time.thread_time() < end:
+            pass
+        if waits:
+            time.sleep(0.002)
+        return fetch(self, key, max_bytes)
+
+    monkeypatch.setattr(LocalStore, "_fetch", slow)
+    assert errors(store.fetch_many([f"{number}" for number in range(40)], 10)) == [""] * 40
+    assert (len(readers) > 1) is threads
 
 
 def test_files_are_listed_below_all_folders_in_one_order(store: LocalStore) -> None:
