@@ -88,7 +88,6 @@ def test_the_slope_of_what_is_linear_is_one_and_of_what_is_flat_is_none() -> Non
     assert found["cpu_seconds"] == pytest.approx(1)
     assert found["mib"] == pytest.approx(0)
     assert found["far_cpu_seconds"] == pytest.approx(200)
-    assert found["far_mib"] == pytest.approx(50)
 
 
 @pytest.mark.timeout(900)
@@ -112,5 +111,6 @@ def test_the_plot_is_a_small_png(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     points = {"listing": [{"rows": 10**n, "cpu_seconds": 1e-6 * 10**n, "mib": 1.0 + n} for n in (3, 4, 5)]}
     assert draw_growth(points, tmp_path / "growth.png")
-    assert Image.open(tmp_path / "growth.png").format == "PNG"
+    with Image.open(tmp_path / "growth.png") as image:
+        assert image.format == "PNG"
     assert (tmp_path / "growth.png").stat().st_size < 200_000

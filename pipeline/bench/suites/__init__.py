@@ -11,4 +11,5 @@ SUITES = (
     Suite("growth", "how the steps of a job grow with its rows", "pipeline.bench.suites.growth:run"),
     Suite("formats", "bytes and speed of an embedding by the way it is stored", "pipeline.bench.suites.formats:run"),
     Suite("memory", "whether the driver's memory stays flat", "pipeline.bench.suites.memory:run"),
+    Suite("startup", "what there is to wait for before the work", "pipeline.bench.suites.startup:run"),
 )
