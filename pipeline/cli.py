@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline import logs
 from pipeline.config import Config
 from pipeline.errors import UsageError
 from pipeline.interrupt import Interruptible
 from pipeline.options import add_config_option, add_model_options, add_setting, dollars, natural
+from pipeline.runlog import labels, new_name
 from pipeline.settings import load_settings
 
 if TYPE_CHECKING:
@@ -155,11 +158,16 @@ def run_retry(options: argparse.Namespace) -> int:
 
 def _run_job(config: Config, *, retry: bool) -> int:
     from pipeline.job import run_job
+    from pipeline.progress import Progress
 
-    say = _say_to_stderr
+    name = new_name()
+    logs.configure(config.job.log_format, labels(name, config.dest))
+    stream = logs.stream(config.job.log_format)
+    say = functools.partial(print, file=stream, flush=True)
     stop = threading.Event()
     with Interruptible(stop, say):
-        summary = run_job(config, retry=retry, stop=stop, say=say)
+        progress = functools.partial(Progress, stream=stream)
+        summary = run_job(config, retry=retry, name=name, stop=stop, progress=progress, say=say)
     rejected = summary.total_rejects / max(1, summary.total)
     dataset = config.dest.rstrip("/")
     code = EXIT_OK

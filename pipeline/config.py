@@ -20,6 +20,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Feature = Literal["embedding", "patches", "classes"]
 Dtype = Literal["float32", "float16"]
 Decode = Literal["actor", "tasks"]
+LogFormat = Literal["text", "json"]
 
 FILE = {"path": True}
 NATURAL = {"minimum": 0}
@@ -150,6 +151,7 @@ class JobConfig:
         prune: rows whose object is gone from the source leave the dataset.
         listing_memory: bytes of memory for comparing a listing with the dataset; more is spilled to the temporary
             folder (``TMPDIR``).
+        log_format: of what the job says on stderr: lines for a person, or ``json``, an object a line.
     """
 
     chunk_rows: int | None = field(default=None, metadata=POSITIVE)
@@ -182,6 +184,7 @@ class JobConfig:
     address: str | None = None
     prune: bool = False
     listing_memory: int = field(default=1024 * MIB, metadata=POSITIVE)
+    log_format: LogFormat = "text"
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ def run_job(
     config: Config,
     *,
     retry: bool = False,
+    name: str | None = None,
     stop: threading.Event | None = None,
     factory: Callable[[ModelConfig], Extractor] | None = None,
     progress: Callable[[], Progress] = Progress,
@@ -57,6 +58,7 @@ def run_job(
     Args:
         config: the run.
         retry: do not list the source; try the rejected rows again.
+        name: of the run, in its log, its figures and its lines; the default is made of the time and the process.
         stop: set it to end early: chunks in flight commit, whole shards are sealed.
         factory: makes the extractor, here and in every actor; the default loads ``config.model``.
         progress: makes what counts and prints.
@@ -101,9 +103,9 @@ def run_job(
             from pipeline.worker import JobSpec
 
             log.budget = budget
-            return RayWorkers(JobSpec(config, budget, fingerprint, make, preprocessor))
+            return RayWorkers(JobSpec(config, budget, fingerprint, make, preprocessor, log.name))
 
-        log = RunLog(fingerprint)
+        log = RunLog(fingerprint, name)
         terms = Terms(config.job.max_passes, config.job.grace_s, stop, (dest,), listed)
         run = Run(dest, fingerprint, log, terms, start, progress(), say)
         return course(run, dest, cut, renew, stop, say, retry=retry)

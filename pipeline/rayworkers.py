@@ -10,7 +10,9 @@ import ray
 from pipeline.cluster import free_resources
 from pipeline.counting import CountingStore
 from pipeline.errors import UnavailableError
+from pipeline.metrics import JOB_METRICS, JobMetrics
 from pipeline.rayerrors import explain
+from pipeline.raymetrics import RayRecorder
 from pipeline.running import run_chunks
 from pipeline.storage import open_store
 
@@ -37,17 +39,23 @@ class RayWorkers:
 
     def __init__(self, spec: JobSpec) -> None:
         self._spec = spec
+        self._metrics = JobMetrics(RayRecorder(JOB_METRICS, spec.labels))
         self._finish = ray.remote(max_retries=3, retry_exceptions=[UnavailableError])(_finish)
         self._running: list[Any] = []
         self.requests: Counter[str] = Counter()
 
     def chunks(self, manifest: Manifest, pending: Pending, stop: threading.Event) -> Iterator[ChunkResult | None]:
         """As :func:`pipeline.running.run_chunks`."""
-        return run_chunks(self._spec, manifest, pending, stop)
+        self._metrics.expect(manifest, pending)
+        for result in run_chunks(self._spec, manifest, pending, stop):
+            if result is not None:
+                self._metrics.add(result)
+            yield result
 
     def submit(self, shard: int, task: Callable[[Store], None], cpus: float) -> None:
         """Starts sealing or rewriting a shard."""
         self._running.append(self._finish.options(num_cpus=cpus).remote(self._spec.config, shard, task))
+        self._metrics.shards(written=0, in_flight=len(self._running))
 
     def done(self, *, wait: bool = False) -> Iterable[int]:
         """The shards finished since the last call; with ``wait``, all that was submitted.
@@ -66,6 +74,8 @@ class RayWorkers:
             raise explain(error) from error
         for _, requests in sealed:
             self.requests.update(requests)
+            self._metrics.count(requests)
+        self._metrics.shards(written=len(sealed), in_flight=len(self._running))
         return [shard for shard, _ in sealed]
 
     def free(self) -> str:

@@ -57,15 +57,27 @@ _BUDGET = (
 )
 
 
+def new_name() -> str:
+    """Of a run that begins now in this process."""
+    return f"{datetime.now(UTC).strftime('%Y%m%dT%H%M%SZ')}-{os.getpid()}"
+
+
+def labels(run: str, dest: str) -> dict[str, str]:
+    """What figures and log lines of a run are told apart by."""
+    return {"run": run, "dataset": dest.rstrip("/")}
+
+
 class RunLog:
     """Adds up the results of chunks.
 
     Attributes:
+        name: of the run: of the log's object, and wherever else the run is named.
         budget: what Ray was asked for, once it was.
     """
 
-    def __init__(self, fingerprint: Fingerprint) -> None:
+    def __init__(self, fingerprint: Fingerprint, name: str | None = None) -> None:
         self._started = datetime.now(UTC)
+        self.name = name or new_name()
         self._clock = time.monotonic()
         self._fingerprint = fingerprint
         self._sums: dict[str, float] = dict.fromkeys(_SUMS, 0)
@@ -130,5 +142,4 @@ class RunLog:
             "requests": dict(self._requests),
             **{name: round(value, 6) for name, value in self._sums.items()},
         }
-        stamp = self._started.strftime("%Y%m%dT%H%M%SZ")
-        return f"{RUNS}{stamp}-{os.getpid()}.json", json.dumps(values, indent=1).encode()
+        return f"{RUNS}{self.name}.json", json.dumps(values, indent=1).encode()

@@ -13,7 +13,9 @@ import ray
 from pipeline.actor import ChunkWorker, WorkerConfig
 from pipeline.chunkrow import decode_rows
 from pipeline.errors import RaysightError, UsageError
+from pipeline.logs import configure
 from pipeline.read import read_chunks
+from pipeline.runlog import labels
 from pipeline.storage import open_store
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ class JobSpec:
         fingerprint: that the extractor of every actor must have.
         factory: makes the extractor.
         preprocessor: that of the extractor, for tasks that decode; None where none does.
+        run: name of the run.
     """
 
     config: Config
@@ -51,6 +54,12 @@ class JobSpec:
     fingerprint: Fingerprint
     factory: ExtractorFactory
     preprocessor: Preprocessor | None = None
+    run: str = ""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What the figures and the log of this run are told apart by."""
+        return labels(self.run, self.config.dest)
 
 
 class Coordinator:
@@ -97,6 +106,8 @@ class ExtractActor:
     """The class that Ray Data makes actors of: a thin shell around :class:`pipeline.actor.ChunkWorker`."""
 
     def __init__(self, spec: JobSpec, coordinator: Any) -> None:
+        configure(spec.config.job.log_format, spec.labels)
+
         self._refusal: RaysightError | None = None
         self._grace = spec.config.job.grace_s
         self._attempts = 1 + spec.config.job.task_retries

@@ -22,22 +22,24 @@ from serve.outputs import columns_of
 from serve.page import routes
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from pipeline.metrics import Recorder
     from serve.auth import KeyRing
     from serve.engine import Engine
 
 _log = logging.getLogger("raysight.serve")
 
 
-def create_app(engine: Engine, keys: KeyRing | None) -> FastAPI:
+def create_app(engine: Engine, keys: KeyRing | None, recorders: Sequence[Recorder] = ()) -> FastAPI:
     """The app: the doors behind the key, and in the open the probes, the OpenAPI document and the page.
 
     Args:
         engine: started and stopped with the app.
         keys: None answers requests to localhost alone, and asks for no key.
+        recorders: where its figures go besides ``/metrics``.
     """
 
     @asynccontextmanager
@@ -46,7 +48,7 @@ def create_app(engine: Engine, keys: KeyRing | None) -> FastAPI:
         yield
         await engine.stop()
 
-    metrics = Metrics(engine)
+    metrics = Metrics(engine, recorders)
     app = FastAPI(
         title="raysight",
         version=__version__,

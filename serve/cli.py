@@ -11,6 +11,7 @@ from pipeline import __version__
 from pipeline.bench.cli import add_commands as add_bench_command
 from pipeline.cli import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, add_commands
 from pipeline.errors import RaysightError
+from pipeline.logs import complain
 from pipeline.show import add_commands as add_show_commands
 from serve.command import add_commands as add_serve_command
 
@@ -42,10 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code: int = options.run(options)
     except RaysightError as error:
-        print(f"raysight: {error}", file=sys.stderr)
+        complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        print("raysight: stopped", file=sys.stderr)
+        complain("stopped")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output went away; a later flush must not complain about it.

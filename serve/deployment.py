@@ -9,9 +9,11 @@ import ray.serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
 from pipeline.budget import ALLOCATOR
+from pipeline.raymetrics import RayRecorder
 from serve.api import create_app
 from serve.auth import load_keys
 from serve.engine import Engine, batch_size
+from serve.metrics import SERVE_METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +45,7 @@ class Endpoint:
         keys = load_keys(config.api_keys) if config.api_keys else None
         self._engine = Engine(factory(), limits, config, threads)
         self._engine.warm_up()
-        self._app = create_app(self._engine, keys)
+        self._app = create_app(self._engine, keys, [RayRecorder(SERVE_METRICS)])
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._app

@@ -22,7 +22,7 @@ from serve.limits import Admission, PixelBudget
 from serve.outputs import available
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pipeline.config import ImageLimits, ServeConfig
     from pipeline.extractor import Extractor
@@ -64,7 +64,19 @@ class Engine:
         )
         # As in the batch job: a GPU takes one forward after another, on a CPU each has a core to itself.
         forwards = ForwardStreams(extractor, *((1, threads) if on_gpu else (threads, 1)))
-        self._batcher = Batcher(forwards, batch_size(config, on_gpu=on_gpu), self.admission.observe)
+        self._batcher = Batcher(forwards, batch_size(config, on_gpu=on_gpu), self._note)
+        self.on_forward: Callable[[float, int], None] | None = None
+        """Told the seconds of every forward, as the device was held, and its images."""
+
+    def _note(self, seconds: float, images: int) -> None:
+        self.admission.observe(seconds, images)
+        if self.on_forward is not None:
+            self.on_forward(seconds, images)
+
+    @property
+    def waiting(self) -> int:
+        """Prepared images that no forward has taken yet."""
+        return self._batcher.waiting
 
     @property
     def model(self) -> str:

@@ -55,7 +55,7 @@ def spec(tmp_path: Path, photographs: Mapping[str, bytes]) -> JobSpec:
     factory = partial(load_extractor, MODEL, ImageLimits())
     budget = make_budget(config.job, [Node(2, 0, 8 << 30)], can_grow=False)
     extractor = factory()
-    return JobSpec(config, budget, extractor.fingerprint, factory, extractor.preprocessor)
+    return JobSpec(config, budget, extractor.fingerprint, factory, extractor.preprocessor, "run")
 
 
 def listed(spec: JobSpec) -> Manifest:

@@ -45,7 +45,7 @@ LADDER = (
     ("source",),
     # work without ray
     ("chunk_work", "progress", "runlog", "streams", "terms"),
-    ("actor",),
+    ("actor", "logs", "metrics"),
     ("run",),
     ("report_text",),
     ("report", "report_page"),
@@ -53,7 +53,7 @@ LADDER = (
     ("inspection",),
     ("embed", "verify"),
     # work with ray
-    ("budget", "cluster", "rayerrors", "raystats", "readshare"),
+    ("budget", "cluster", "rayerrors", "raymetrics", "raystats", "readshare"),
     ("preflight", "worker"),
     ("dataflow",),
     ("running",),
@@ -87,6 +87,7 @@ RAY = (
     "pipeline.running",
     "pipeline.rayworkers",
     "pipeline.worker",
+    "pipeline.raymetrics",
     "pipeline.raystats",
     "pipeline.bench",
 )

@@ -154,8 +154,8 @@ def test_the_figures_count_answers_and_images(client: Client) -> None:
     client.features(b"no image")
     client.get("/some/path/that/does/not/exist")
     text = client.get("/metrics").text
-    assert 'raysight_requests_total{route="/v1/features",status="422"}' in text
-    assert 'raysight_images_total{outcome="NotAnImage"}' in text
+    assert 'raysight_serve_requests_total{route="/v1/features",status="422"}' in text
+    assert 'raysight_serve_images_total{outcome="NotAnImage"}' in text
     assert "does/not/exist" not in text
 
 
