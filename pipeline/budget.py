@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
+from pipeline.memory import actor_memory, seal_memory
 from pipeline.readshare import READ_CPUS, count_read_tasks, share_of_reads
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Budget:
         gpus_per_actor: GPUs of an actor.
         memory_per_actor: bytes.
         memory_per_read: bytes, of a read task.
+        memory_per_seal: bytes, of a task that seals or rewrites a shard; there is room for one beside each actor.
         read_tasks: read tasks under way at most.
         read_tasks_per_actor: of them, for each actor.
         cpus_per_read: CPUs of a read task.
@@ -66,6 +68,7 @@ class Budget:
     gpus_per_actor: float
     memory_per_actor: int
     memory_per_read: int
+    memory_per_seal: int
     read_tasks: int
     read_tasks_per_actor: int
     cpus_per_read: float
@@ -101,13 +104,14 @@ class Budget:
         return self.threads // self.forward_streams
 
 
-def make_budget(job: JobConfig, nodes: Sequence[Node], *, can_grow: bool) -> Budget:
+def make_budget(job: JobConfig, nodes: Sequence[Node], *, can_grow: bool, features: int = 0) -> Budget:
     """Fits a job to the nodes there are.
 
     Args:
         job: what was asked for.
         nodes: of the cluster as it is.
         can_grow: whether nodes may come later; then ``max_actors`` stays as asked for.
+        features: feature bytes of the largest chunk, for which memory is declared.
 
     Raises:
         UsageError: not one actor can run, or the options contradict each other.
@@ -117,13 +121,14 @@ def make_budget(job: JobConfig, nodes: Sequence[Node], *, can_grow: bool) -> Bud
     gpus = _gpus(job, nodes)
     cpus, notes = _cpus(job, nodes, gpus, can_grow=can_grow)
     reads, cpus_per_read, read_memory = share_of_reads(job, cpus, gpus)
-    memory = job.actor_memory + reads * read_memory
+    per_actor, per_seal = job.actor_memory or actor_memory(features), seal_memory(features)
+    memory = per_actor + reads * read_memory + per_seal
     fits = sum(_actors_on(node, cpus, gpus, memory) for node in nodes)
     if fits == 0 and not (can_grow and job.max_actors):
         raise UsageError(
-            f"no node can hold an actor of {cpus:g} CPUs, {gpus:g} GPUs and {memory / 2**30:.1f} GiB, reads included"
-            f" ({_describe(nodes)}). Ask for less with --cpus-per-actor or --gpus-per-actor, or, on a cluster that"
-            " grows, give --max-actors with them"
+            f"no node can hold an actor of {cpus:g} CPUs, {gpus:g} GPUs and {memory / 2**30:.1f} GiB, reads and a seal"
+            f" included ({_describe(nodes)}). Ask for less with --cpus-per-actor or --gpus-per-actor, or, on a cluster"
+            " that grows, give --max-actors with them"
         )
     wanted = job.max_actors or fits
     maximum = wanted if can_grow else min(wanted, fits)
@@ -141,8 +146,9 @@ def make_budget(job: JobConfig, nodes: Sequence[Node], *, can_grow: bool) -> Bud
         max_actors=maximum,
         cpus_per_actor=cpus,
         gpus_per_actor=gpus,
-        memory_per_actor=job.actor_memory,
+        memory_per_actor=per_actor,
         memory_per_read=read_memory,
+        memory_per_seal=per_seal,
         read_tasks=tasks,
         read_tasks_per_actor=reads,
         cpus_per_read=cpus_per_read,

@@ -121,7 +121,8 @@ class JobConfig:
         chunk_rows: images in a chunk, the unit of work, retry and loss; None is 1024 on a GPU and 64 on a CPU.
         chunk_bytes: encoded bytes in a chunk at most.
         chunk_pixel_bytes: bytes of pixels in a chunk at most, where tasks decode.
-        chunk_feature_bytes: feature bytes in a chunk at most; an actor has two chunks in hand, a few copies of each.
+        chunk_feature_bytes: feature bytes in a chunk at most; an actor has two chunks in hand, and takes up to three
+            times the memory of each.
         shard_rows: images in a shard at most.
         shard_chunks: chunks in a shard at most, which are the row groups of its files.
         shard_bytes: feature bytes in a shard; wide rows make shards of fewer rows.
@@ -135,7 +136,7 @@ class JobConfig:
         max_actors: actors at most; None is what fits on the nodes there are.
         gpus_per_actor: GPUs (or a fraction) of each actor; None is 1 where the cluster has GPUs, else 0.
         cpus_per_actor: CPUs of each actor, its reads included; None is the node's CPUs shared out.
-        actor_memory: bytes of memory that Ray sets aside for each actor.
+        actor_memory: bytes of memory that Ray sets aside for each actor; None is 1 GiB and what the chunks take.
         read_tasks_per_actor: read tasks under way for each actor.
         task_retries: how often a chunk is tried again after its worker died.
         poison_attempts: after so many dead workers a chunk is decoded image by image in a subprocess.
@@ -170,7 +171,7 @@ class JobConfig:
     max_actors: int | None = field(default=None, metadata=POSITIVE)
     gpus_per_actor: float | None = field(default=None, metadata=NATURAL)
     cpus_per_actor: float | None = field(default=None, metadata=NATURAL)
-    actor_memory: int = field(default=1024 * MIB, metadata=POSITIVE)
+    actor_memory: int | None = field(default=None, metadata=POSITIVE)
     read_tasks_per_actor: int = field(default=2, metadata=POSITIVE)
     task_retries: int = field(default=6, metadata=NATURAL)
     poison_attempts: int = field(default=3, metadata=POSITIVE)

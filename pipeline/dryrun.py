@@ -8,13 +8,14 @@ import pyarrow.compute as pc
 
 from pipeline.budget import make_budget
 from pipeline.cluster import cluster_address, this_machine
+from pipeline.config import MIB
 from pipeline.dataset import describe_kept, kept_differences, load_info
 from pipeline.estimate import describe_estimate, last_measured
 from pipeline.extractor import load_extractor
 from pipeline.generation import Listing
 from pipeline.manifest import load_manifest
 from pipeline.plan import Plan
-from pipeline.preflight import make_cut, settle_precision
+from pipeline.preflight import largest_chunk, make_cut, settle_precision
 from pipeline.retire import unapplied
 from pipeline.source import kept_fields, list_rows, require_images, source_names
 from pipeline.storage import open_store
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from pipeline.budget import Budget
     from pipeline.config import Config
+    from pipeline.cut import Cut
     from pipeline.extractor import Extractor
     from pipeline.manifest import Manifest
     from pipeline.storage import Store
@@ -51,13 +53,16 @@ def dry_run(config: Config, say: Callable[[str], None], dollars_per_hour: float 
         require_images(config.sources, config.listing, config.storage)
     budget = make_budget(config.job, this_machine(), can_grow=False)
     extractor = load_extractor(settle_precision(config.model, dest, budget), config.limits, storage=config.storage)
+    cut = make_cut(config.job, budget, extractor.outputs, extractor.preprocessor.image_bytes)
+    features = largest_chunk(cut, extractor.outputs, manifest)
+    budget = make_budget(config.job, this_machine(), can_grow=False, features=features)
     fingerprint = extractor.fingerprint
     say(f"model        {fingerprint.model}, {fingerprint.precision}, weights {fingerprint.weights[:16]}")
     say(f"transform    {fingerprint.transform}, {fingerprint.implementation}")
     say(f"outputs      {', '.join(fingerprint.outputs)}")
     say(f"fingerprint  {fingerprint.digest}")
     if manifest is None:
-        images = _describe_new(config, dest, extractor, budget, say)
+        images = _describe_new(config, dest, cut, say)
     else:
         images = _describe_existing(config, dest, manifest, say)
     measured = last_measured(dest, dollars_per_hour) if manifest is not None else None
@@ -73,13 +78,12 @@ def dry_run(config: Config, say: Callable[[str], None], dollars_per_hour: float 
     return not obstacles
 
 
-def _describe_new(config: Config, dest: Store, extractor: Extractor, budget: Budget, say: Callable[[str], None]) -> int:
+def _describe_new(config: Config, dest: Store, cut: Cut, say: Callable[[str], None]) -> int:
     names = ", ".join(source_names(config.sources, config.storage))
     images = size = 0
     for _, rows in list_rows(config.sources, config.listing, config.storage, config.job.limit, say):
         images += len(rows)
         size += pc.sum(rows["size"]).as_py()
-    cut = make_cut(config.job, budget, extractor.outputs, extractor.preprocessor.image_bytes)
     say(f"source       {names}: {images:,} images, {size / 2**20:,.1f} MiB")
     say(f"dest         {dest.root}: new; about {-(-images // cut.chunk_rows):,} chunk(s) of {cut.chunk_rows}")
     say(f"             in {-(-images // cut.shard_rows):,} shard(s) of up to {cut.shard_rows:,} rows")
@@ -125,3 +129,6 @@ def _describe_ray(config: Config, budget: Budget, say: Callable[[str], None]) ->
         f"ray          started here: {budget.min_actors} to {budget.max_actors} actor(s) of {budget.cpus_per_actor:g}"
         f" CPUs and {budget.gpus_per_actor:g} GPUs, {budget.read_tasks} read task(s), {batches}"
     )
+    memory = (budget.memory_per_actor, budget.memory_per_read, budget.memory_per_seal)
+    actor, read, seal = (f"{size / MIB:,.0f} MiB" for size in memory)
+    say(f"memory       {actor} declared for each actor, {read} for a read task, {seal} for one that seals")

@@ -19,7 +19,7 @@ from pipeline.lease import Lease
 from pipeline.located import Located
 from pipeline.manifest import load_manifest
 from pipeline.origin import roots
-from pipeline.preflight import make_cut, settle_precision, until
+from pipeline.preflight import largest_chunk, make_cut, settle_precision, until
 from pipeline.progress import Progress
 from pipeline.retry import kept_columns, retry_rejects
 from pipeline.run import Run
@@ -78,9 +78,10 @@ def run_job(
         if address is not None:
             stack.enter_context(existing_ray(address))
         nodes = cluster_nodes() if address is not None else this_machine()
-        budget = make_budget(config.job, nodes, can_grow=address is not None and config.job.max_actors is not None)
-        for note in budget.notes:
-            say(f"note: {note}")
+        fit = functools.partial(
+            make_budget, config.job, nodes, can_grow=address is not None and config.job.max_actors is not None
+        )
+        budget = fit()  # without the features: what can never run is refused before a model is loaded
         decoding = config.job.decode == "tasks"  # those tasks are given the extractor's preprocessor
         known = None if decoding else recorded(config.model, load_info(dest), on_gpu=budget.gpus_per_actor > 0)
         model = known.model if known else settle_precision(config.model, dest, budget)
@@ -93,6 +94,10 @@ def run_job(
         agree_on(dest, fingerprint, model, kept)
         outputs = [parse_output(text) for text in fingerprint.outputs]
         cut = make_cut(config.job, budget, outputs, preprocessor.image_bytes if preprocessor else 0)
+        features = largest_chunk(cut, outputs, load_manifest(open_store(config.dest, config.storage)))
+        budget = fit(features=features)
+        for note in budget.notes:
+            say(f"note: {note}")
 
         def start() -> Workers:
             if address is None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pipeline.budget import Budget
     from pipeline.config import JobConfig, ModelConfig
+    from pipeline.manifest import Manifest
     from pipeline.storage import Store
 
 
@@ -62,3 +63,9 @@ def make_cut(job: JobConfig, budget: Budget, outputs: Sequence[pa.Field], image_
     if job.decode == "tasks" and image_bytes:
         chunk_rows = max(1, min(chunk_rows, job.chunk_pixel_bytes // image_bytes))
     return Cut(chunk_rows, job.chunk_bytes, max(1, min(job.shard_rows, job.shard_bytes // width)), job.shard_chunks)
+
+
+def largest_chunk(cut: Cut, outputs: Sequence[pa.Field], manifest: Manifest | None) -> int:
+    """Feature bytes of the largest chunk; those that are listed already may be larger than those to come."""
+    listed = manifest.shards if manifest is not None else ()
+    return max([cut.chunk_rows, *(max(shard.chunks) for shard in listed)]) * row_bytes(outputs)

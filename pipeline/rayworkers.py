@@ -54,7 +54,8 @@ class RayWorkers:
 
     def submit(self, shard: int, task: Callable[[Store], None], cpus: float) -> None:
         """Starts sealing or rewriting a shard."""
-        self._running.append(self._finish.options(num_cpus=cpus).remote(self._spec.config, shard, task))
+        finish = self._finish.options(num_cpus=cpus, memory=self._spec.budget.memory_per_seal)
+        self._running.append(finish.remote(self._spec.config, shard, task))
         self._metrics.shards(written=0, in_flight=len(self._running))
 
     def done(self, *, wait: bool = False) -> Iterable[int]:

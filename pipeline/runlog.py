@@ -54,6 +54,9 @@ _BUDGET = (
     "cpus_per_read",
     "batch_size",
     "chunk_rows",
+    "memory_per_actor",
+    "memory_per_read",
+    "memory_per_seal",
 )
 
 

@@ -47,7 +47,7 @@ CASES = [
     Case("a share lies on one GPU", [node(16, 2)], {"gpus_per_actor": 0.4}, (1, 4, 4, 0.4)),
     Case("an actor of two GPUs", [node(16, 4)], {"gpus_per_actor": 2}, (1, 2, 8, 2)),
     Case("no GPU although there are some", [node(8, 2)], {"gpus_per_actor": 0}, (1, 2, 4, 0)),
-    Case("memory sets the bound", [node(64, gib=4)], {"cpus_per_actor": 1}, (1, 3, 1, 0)),
+    Case("memory sets the bound", [node(64, gib=5)], {"cpus_per_actor": 1}, (1, 3, 1, 0)),
     Case(
         "as many actors as asked for", [node(8)], {"cpus_per_actor": 1, "min_actors": 3, "max_actors": 4}, (3, 4, 1, 0)
     ),
@@ -100,7 +100,7 @@ REFUSED = [
     ([node(8)], {"gpus_per_actor": 1}, "no node can hold an actor of 1 CPUs, 1 GPUs"),
     ([node(8, 1)], {"gpus_per_actor": 2}, "no node can hold an actor"),
     ([node(8, 4)], {"gpus_per_actor": 1.5}, "whole GPUs"),
-    ([node(8, gib=1)], {}, r"1\.2 GiB, reads included .1 node with 8 CPUs, 0 GPUs and 1\.0 GiB"),
+    ([node(8, gib=1)], {}, r"1\.4 GiB, reads and a seal included .1 node with 8 CPUs, 0 GPUs and 1\.0 GiB"),
     ([node(8)], {"cpus_per_actor": 0.1}, "--cpus-per-actor 0.1 is too little; 0.2 is the least"),
     ([node(8)], {"cpus_per_actor": 0}, "too little"),
     ([node(8)], {"min_actors": 4, "max_actors": 2}, "--min-actors 4 is more than --max-actors 2"),
@@ -193,7 +193,7 @@ NODES = st.lists(
 def test_wherever_actors_fit_their_reads_have_cpus_and_memory_left(
     nodes: list[Node], cpus: float | None, gpus: float | None, reads: int, least: int, most: int | None, decode: Any
 ) -> None:
-    """Packs each node as full of actors as Ray could, by what Ray is asked for; the reads of these must fit beside."""
+    """Packs each node as full of actors as Ray could, by what Ray is asked for; reads and seal must fit beside."""
     job = JobConfig(
         cpus_per_actor=cpus,
         gpus_per_actor=gpus,
@@ -210,7 +210,8 @@ def test_wherever_actors_fit_their_reads_have_cpus_and_memory_left(
     assert budget.ray_cpus > 0
     assert budget.read_tasks >= budget.max_actors * budget.read_tasks_per_actor
     reads = budget.read_tasks_per_actor
-    memory = budget.memory_per_actor + reads * budget.memory_per_read
+    beside = reads * budget.memory_per_read + budget.memory_per_seal
+    memory = budget.memory_per_actor + beside
     room = 0
     for one in nodes:
         actors = min(int(one.cpus / budget.cpus_per_actor + 1e-9), int(one.memory / memory))
@@ -220,5 +221,25 @@ def test_wherever_actors_fit_their_reads_have_cpus_and_memory_left(
             actors = min(actors, int(one.gpus) * int(1 / budget.gpus_per_actor + 1e-9))
         room += actors
         assert one.cpus - actors * budget.ray_cpus >= actors * reads * budget.cpus_per_read - 1e-6
-        assert one.memory - actors * budget.memory_per_actor >= actors * reads * budget.memory_per_read
+        assert one.memory - actors * budget.memory_per_actor >= actors * beside
     assert budget.max_actors <= room
+
+
+WIDE = 64 * MIB
+
+
+def test_memory_is_declared_for_the_features_of_two_chunks_in_an_actor_and_of_one_in_a_seal() -> None:
+    narrow, wide = (make_budget(JobConfig(), [node(2)], can_grow=False, features=size) for size in (0, WIDE))
+    assert wide.memory_per_actor - narrow.memory_per_actor >= 2 * 2 * WIDE
+    assert wide.memory_per_seal - narrow.memory_per_seal >= 2 * WIDE
+    assert wide.memory_per_read == narrow.memory_per_read
+
+
+def test_wide_rows_make_fewer_actors_where_memory_is_short() -> None:
+    narrow, wide = (make_budget(JobConfig(), [node(8, gib=3)], can_grow=False, features=size) for size in (0, WIDE))
+    assert (narrow.max_actors, wide.max_actors) == (2, 1)
+
+
+def test_the_memory_of_an_actor_that_is_given_is_not_changed() -> None:
+    job = JobConfig(actor_memory=777 * MIB)
+    assert make_budget(job, [node(2)], can_grow=False, features=WIDE).memory_per_actor == 777 * MIB

@@ -174,6 +174,7 @@ def test_dry_run_prints_the_plan_writes_nothing_and_never_imports_ray(photos: Pa
     assert f"source       {photos}/: 3 images" in finished.stdout
     assert f"dest         {out}/: new; about 2 chunk(s) of 2" in finished.stdout
     assert "model        test_vit, fp32" in finished.stdout
+    assert "MiB declared for each actor" in finished.stdout
     assert "embedding: float32[" in finished.stdout
     assert "estimate     none: no run of this dataset is on record" in finished.stdout
     assert not out.exists()

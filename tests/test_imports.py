@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 LADDER = (
     # words
     ("config", "errors", "cut", "fingerprint", "footer", "glob", "interrupt", "redact", "seen", "tolerance"),
-    ("keys",),
+    ("keys", "memory"),
     ("options", "settings", "toml"),
     # shapes and stores
     ("chunk_result", "pieces", "schema", "store", "columns", "counting"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.bench.resident import resident_mib
-from pipeline.bench.stubs import EmptyExtractor, SliceExtractor
+from pipeline.bench.stubs import EmptyExtractor, SliceExtractor, patches
 from pipeline.config import Config, ImageLimits, JobConfig, ModelConfig
 from pipeline.extractor import load_extractor
 from pipeline.job import run_job
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _FACTORIES: Mapping[str, Callable[[ModelConfig], Extractor]] = {
     "slice": functools.partial(SliceExtractor, limits=ImageLimits()),
     "empty": functools.partial(EmptyExtractor, limits=ImageLimits()),
+    "patches": functools.partial(patches, limits=ImageLimits()),
     "model": functools.partial(load_extractor, limits=ImageLimits()),
 }
 _SAMPLE_S = 0.25
@@ -53,7 +54,7 @@ def run(
     Args:
         source: folder of images.
         dest: folder that is deleted first.
-        extractor: ``slice``, ``empty`` or ``model``.
+        extractor: ``slice``, ``empty``, ``patches`` or ``model``.
         job: settings of ``[job]`` other than the defaults.
         model: settings of ``[model]`` other than the defaults.
 
@@ -87,7 +88,7 @@ def run(
     samples.append((timelines[0].rows, resident_mib()))
     assert summary.complete, "the job did not end"
     _, ready, *_ = map(float, moments.read_text().split())  # the first is that of the driver
-    log, working = _run_log(dest), timelines[0].sealed - ready
+    log, working = run_log(dest), timelines[0].sealed - ready
     return {
         "images": summary.rows,
         "rejects": summary.rejects,
@@ -108,7 +109,8 @@ def _noting(factory: Callable[[ModelConfig], Extractor], moments: str, model: Mo
     return extractor
 
 
-def _run_log(dest: str) -> dict[str, Any]:
+def run_log(dest: str) -> dict[str, Any]:
+    """The figures that the one run of a dataset left."""
     (log,) = Path(dest).glob("_raysight/run-*.json")
     values: dict[str, Any] = json.loads(log.read_text())
     return values

@@ -1,19 +1,20 @@
-"""Extractors whose model costs nothing, so that what feeds the model is what is measured. Workers import them."""
+"""Extractors whose model costs nothing, so that what is around it is what is measured. Workers import them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
 
-from pipeline.extractor import Extractor
+from pipeline.extractor import Extractor, load_extractor
 from pipeline.fingerprint import Fingerprint
 from pipeline.prepared import Prepared
 from pipeline.preprocess import Preprocessor, resolve_preset
-from pipeline.schema import describe_output, embedding_field
+from pipeline.schema import describe_output, embedding_field, value_shape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,6 +65,37 @@ class _EmptyPreprocessor(Preprocessor):
     def prepare(self, data: bytes | memoryview) -> Prepared:
         del data
         return Prepared(np.zeros((1, 1, 3), np.uint8), 1, 1)
+
+
+class PatchesExtractor(Extractor):
+    """The whole extractor, model and all, but a forward is done in earnest once on each thread and then replaced.
+
+    A token is then a patch's own first pixels, normalised, and the embedding that of the first patch: the shapes,
+    types and bytes of the default model, in a hundredth of its time.
+    """
+
+    def forward(self, batch: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[Any]]:
+        """As asked for, of a patch model whose tokens have no more values than a patch has."""
+        if not hasattr(_warm, "done"):  # activations have been in the heap, as they would be
+            super().forward(batch)
+            _warm.done = True
+        assert self.patch_grid is not None
+        (rows, columns), width = self.patch_grid, value_shape(self.outputs[-1].type)[0][1]
+        side = batch[0].shape[0] // rows
+        pixels = np.stack(batch)[:, : rows * side, : columns * side].astype(np.float32) / 128 - 1
+        patches = pixels.reshape(len(batch), rows, side, columns, side * 3).swapaxes(2, 3)
+        tokens = patches.reshape(len(batch), rows * columns, -1)[..., :width]
+        return {"embedding": tokens[:, 0].copy(), "patches": tokens.astype(np.float16)}
+
+
+_warm = threading.local()
+
+
+def patches(config: ModelConfig, limits: ImageLimits) -> Extractor:
+    """A :class:`PatchesExtractor` of a configuration with the features ``embedding`` and ``patches``."""
+    extractor = load_extractor(config, limits)
+    extractor.__class__ = PatchesExtractor
+    return extractor
 
 
 def data_config(name: str) -> Mapping[str, object]:

@@ -12,4 +12,5 @@ SUITES = (
     Suite("formats", "bytes and speed of an embedding by the way it is stored", "pipeline.bench.suites.formats:run"),
     Suite("memory", "whether the driver's memory stays flat", "pipeline.bench.suites.memory:run"),
     Suite("startup", "what there is to wait for before the work", "pipeline.bench.suites.startup:run"),
+    Suite("patches", "the memory that a job with patch tokens takes", "pipeline.bench.suites.patches:run"),
 )

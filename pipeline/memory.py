@@ -1,0 +1,32 @@
+"""The memory that a job's workers are declared with, so that Ray places no more of them than there is room for.
+
+Ray counts a worker without a declaration as nothing, and ends workers when a node runs out. What wide rows add was
+measured (docs/performance.md, "Wide rows").
+"""
+
+from __future__ import annotations
+
+from pipeline.config import MIB
+
+_ACTOR = 1024 * MIB
+"""An actor with the default model and rows that weigh nothing; 780 MiB were measured."""
+
+_SEAL = 160 * MIB
+"""A process that seals rows that weigh nothing: Python, Ray and Arrow (125 MiB), and what their heaps hold."""
+
+_CHUNKS = 2
+"""Chunks that an actor has in hand."""
+
+_COPIES = 3
+"""Times that a chunk's features are in memory at most: as columns, as the bytes of a file, and half of that for what
+Parquet and the heap need beside; 2.5 were measured."""
+
+
+def actor_memory(features: int) -> int:
+    """Bytes for an actor, of chunks of so many feature bytes."""
+    return _ACTOR + _CHUNKS * _COPIES * features
+
+
+def seal_memory(features: int) -> int:
+    """Bytes for a task that seals or rewrites a shard, which goes through it chunk by chunk."""
+    return _SEAL + _COPIES * features
