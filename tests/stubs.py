@@ -43,6 +43,15 @@ class SlowExtractor(Extractor):
         return super().forward(batch)
 
 
+class TracedExtractor(SlowExtractor):
+    """Leaves a byte in $TEST_TRACE/PID with each forward."""
+
+    def forward(self, batch: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
+        with Path(os.environ["TEST_TRACE"], str(os.getpid())).open("a") as trace:
+            trace.write(".")
+        return super().forward(batch)
+
+
 class PoisonedPreprocessor(Preprocessor):
     """Stands for a decoder with a memory error."""
 
@@ -55,6 +64,12 @@ class PoisonedPreprocessor(Preprocessor):
 def slow(model: ModelConfig) -> Extractor:
     extractor = load_extractor(model, ImageLimits())
     extractor.__class__ = SlowExtractor
+    return extractor
+
+
+def traced(model: ModelConfig) -> Extractor:
+    extractor = load_extractor(model, ImageLimits())
+    extractor.__class__ = TracedExtractor
     return extractor
 
 

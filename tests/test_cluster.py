@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jobs
@@ -14,7 +19,6 @@ from pipeline.cluster import _announcement_dropped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from ray.cluster_utils import Cluster
 
@@ -84,6 +88,77 @@ def test_a_node_that_dies_in_the_middle_loses_nothing(
     code, output = jobs.finish(process)
     assert code == 0, output
     assert jobs.features(dest).keys() == {str(path) for path in corpus.rglob("*.jpg")}
+
+
+def test_a_drained_node_is_handed_no_more_chunks_finishes_those_it_has_and_then_may_be_killed(
+    cluster: Cluster,
+    token: dict[str, str],
+    photographs: Mapping[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What happens to a spot node: SIGTERM, on which `ray start --block` drains the node, and SIGKILL."""
+    jobs.write_corpus(tmp_path / "corpus", photographs, 480)
+    dest, trace = tmp_path / "out", tmp_path / "trace"
+    trace.mkdir()
+    env = {**token, "TEST_TRACE": str(trace)}
+    monkeypatch.setenv("TEST_TRACE", str(trace))
+    cluster.add_node(node_ip_address=WORKER_ADDRESSES[1], **NODE)
+    node = start_node(cluster, WORKER_ADDRESSES[0], env)
+    try:
+        jobs.until(lambda: living(cluster) == 3, node, "two workers")
+        process = jobs.start(
+            "extract", tmp_path / "corpus", dest, *jobs.MODEL, "--address", cluster.address,
+            "--min-actors", "2", "--max-actors", "2", "--cpus-per-actor", "1", "--batch-size", "4",
+            settings={"factory": "traced", "job": SMALL}, env=env,
+        )  # fmt: skip
+        jobs.until(lambda: len(forwards(trace)) == 2, process, "work on both nodes")
+        (going,) = {str(child.pid) for child in psutil.Process(node.pid).children(recursive=True)} & set(
+            forwards(trace)
+        )
+        (staying,) = forwards(trace).keys() - {going}
+        node.send_signal(signal.SIGTERM)
+
+        def idle() -> bool:
+            """Whether one actor does many chunks while the other, which may have four in hand, does none."""
+            before = forwards(trace)
+            jobs.until(lambda: forwards(trace)[staying] >= before[staying] + 12, process, "twelve more chunks")
+            return forwards(trace)[going] == before[going]
+
+        jobs.until(idle, process, "an idle actor on the drained node")
+        assert node.poll() is None
+        jobs.kill_tree(node)
+        code, output = jobs.finish(process)
+    finally:
+        jobs.kill_tree(node)
+        node.wait()
+    assert code == 0, output
+    assert jobs.features(dest).keys() == {str(path) for path in (tmp_path / "corpus").rglob("*.jpg")}
+    (log,) = dest.glob("_raysight/run-*.json")
+    assert json.loads(log.read_text())["retries"] == 0
+
+
+def start_node(cluster: Cluster, address: str, env: Mapping[str, str]) -> subprocess.Popen[str]:
+    """A worker as in a pod: `ray start --block`, which has a minute to drain after SIGTERM."""
+    command = [
+        str(Path(sys.executable).parent / "ray"), "start", f"--address={cluster.address}", "--block",
+        f"--node-ip-address={address}", "--num-cpus=1", f"--memory={8 << 30}", f"--object-store-memory={200 << 20}",
+        "--include-log-monitor=false", "--disable-usage-stats",
+    ]  # fmt: skip
+    environment = jobs.environment({**env, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "240"})
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, cwd="/"
+    )
+
+
+def living(cluster: Cluster) -> int:
+    """Nodes that are in, the head among them."""
+    return sum(node["Alive"] for node in cluster.global_state.node_table())
+
+
+def forwards(trace: Path) -> dict[str, int]:
+    """Process id → forwards, which are chunks here."""
+    return {path.name: path.stat().st_size for path in trace.iterdir()}
 
 
 def test_the_pool_grows_when_nodes_come(cluster: Cluster, token: dict[str, str], corpus: Path, tmp_path: Path) -> None:
