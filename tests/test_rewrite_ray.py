@@ -6,8 +6,8 @@ import functools
 from typing import TYPE_CHECKING
 
 import pytest
+import trouble
 from shards import Sealed
-from trouble import retire_with_trouble
 
 from pipeline.budget import make_budget
 from pipeline.cluster import Node, local_ray
@@ -28,7 +28,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.filterwarni
 @pytest.fixture(scope="module")
 def ray_on_two_cpus() -> Iterator[None]:
     with local_ray(2):
+        from ray import cloudpickle
+
+        cloudpickle.register_pickle_by_value(trouble)  # Ray's workers do not find the helpers beside the tests
         yield
+        cloudpickle.unregister_pickle_by_value(trouble)
 
 
 @pytest.fixture
@@ -55,19 +59,21 @@ def workers(ray_on_two_cpus: None, tmp_path: Path) -> RayWorkers:
     return RayWorkers(JobSpec(config, budget, FINGERPRINT, factory))  # type: ignore[arg-type]
 
 
-def rewrite(workers: RayWorkers, dataset: Sealed, trouble: str, marker: Path) -> list[int]:
+def rewrite(workers: RayWorkers, dataset: Sealed, what: str, marker: Path) -> list[int]:
     """What the run does; in the worker there is trouble when the new rejects are there and the features are not."""
     (part,) = dataset.manifest.last.retired
     rewriting = functools.partial(retire_rows, generation=dataset.manifest.last.number, part=part)
-    workers.submit(0, functools.partial(retire_with_trouble, task=rewriting, trouble=trouble, marker=marker), cpus=1)
+    workers.submit(
+        0, functools.partial(trouble.retire_with_trouble, task=rewriting, trouble=what, marker=marker), cpus=1
+    )
     return list(workers.done(wait=True))
 
 
-@pytest.mark.parametrize("trouble", ["the store fails once", "the process dies once"])
+@pytest.mark.parametrize("what", ["the store fails once", "the process dies once"])
 def test_what_goes_wrong_once_between_rejects_and_features_is_done_again(
-    workers: RayWorkers, dataset: Sealed, tmp_path: Path, trouble: str
+    workers: RayWorkers, dataset: Sealed, tmp_path: Path, what: str
 ) -> None:
-    assert rewrite(workers, dataset, trouble, tmp_path / "trouble") == [0]
+    assert rewrite(workers, dataset, what, tmp_path / "trouble") == [0]
     assert (tmp_path / "trouble").exists()
     dataset.assert_holds(tmp_path, [2, 3, 4, 5, 6, 7])
 

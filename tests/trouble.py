@@ -1,4 +1,4 @@
-"""Trouble in a task of Ray's that rewrites a shard. Workers import this module by name."""
+"""Trouble in a task of Ray's that rewrites a shard."""
 
 from __future__ import annotations
 
