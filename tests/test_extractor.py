@@ -299,7 +299,7 @@ def test_the_fingerprint_names_what_decides_the_numbers(make_checkpoint: Callabl
     assert fingerprint.transform == (
         "224x224 crop_pct=0.875 crop_mode=center bicubic mean=0.485,0.456,0.406 std=0.229,0.224,0.225"
     )
-    assert (fingerprint.implementation, fingerprint.precision) == ("fast", "fp32")
+    assert (fingerprint.implementation, fingerprint.precision) == ("fast, scaled decode", "fp32")
     assert fingerprint.outputs == ("embedding: float32[384]",)
 
 
