@@ -15,7 +15,7 @@ DEFAULT_MODEL = "vit_small_patch14_dinov2.lvd142m"
 MIB = 1 << 20
 
 Preset = Literal["timm", "dinov2-224"]
-Implementation = Literal["fast", "reference"]
+Implementation = Literal["fast", "scaled", "reference"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Feature = Literal["embedding", "patches", "classes"]
 Dtype = Literal["float32", "float16"]
@@ -39,7 +39,8 @@ class ModelConfig:
         head: a file with a linear classifier for ``classes``, of a model that comes without one (a path, or ``s3://``).
         image_size: side of the model's input in pixels; None is the preset's.
         preset: whose preprocessing: the model's own data config, or Meta's DINOv2 evaluation transform.
-        implementation: ``reference`` is timm's transform verbatim, ``fast`` the same numbers sooner.
+        implementation: ``reference`` is timm's transform verbatim, ``fast`` the same numbers sooner,
+            ``scaled`` nearly the same, sooner still where JPEGs are large (docs/decisions/0041).
         precision: what the forward computes in; ``auto`` looks at the device.
         features: what to keep of the one pass: ``embedding``, ``patches``, ``classes``.
         normalize: scale each embedding to an L2 norm of 1.

@@ -160,9 +160,7 @@ def load_extractor(
     own_head = "classes" in config.features and config.head is None
     model = models.load_model(config.name, config.weights, side, classifier=own_head, storage=storage)
     precision = resolve_precision(config.precision, config.name, device.type)
-    preprocess = resolve_preset(
-        models.data_config(model), config.preset, config.implementation, side, scaled=models.has_large_patches(model)
-    )
+    preprocess = resolve_preset(models.data_config(model), config.preset, config.implementation, side)
     outputs = plan_outputs(model, config, (preprocess.height, preprocess.width), storage)
     weights, classifier = models.digests(model)
     fingerprint = Fingerprint(
@@ -170,7 +168,7 @@ def load_extractor(
         weights=weights,
         preset=config.preset,
         transform=_describe(preprocess),
-        implementation="fast, scaled decode" if preprocess.scaled else config.implementation,
+        implementation=config.implementation,
         precision=precision,
         outputs=tuple(map(describe_output, outputs.fields)),
         head=classifier if outputs.head is None else outputs.head.digest,

@@ -17,7 +17,7 @@ class Fingerprint:
         weights: SHA-256 of the weights, the classifier's apart.
         preset: name of the preprocessing preset.
         transform: the preset resolved for this model, as ``HxW crop_pct crop_mode interpolation mean std``.
-        implementation: ``fast``, ``fast, scaled decode`` or ``reference``.
+        implementation: ``fast``, ``scaled`` or ``reference``.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         outputs: name of each feature column with its type.
         head: SHA-256 of the weights of the classifier, the model's own or that of a file; empty without classes.

@@ -11,7 +11,6 @@ import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from timm.data import resolve_model_data_config
-from timm.layers import PatchEmbed
 
 from pipeline.checkpoint import SUFFIXES, local_checkpoint, read_checkpoint, summary
 from pipeline.config import StorageConfig
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 
 _RANDOM = "random:"
-_LARGE_PATCH = 14
 _ANY_STORAGE = StorageConfig()
 
 
@@ -101,13 +99,6 @@ def _sizing(name: str, image_size: int | None) -> dict[str, int]:
             f"{name} takes sizes that are multiples of its patches of {side} pixels: {near}, not {image_size}"
         )
     return {"img_size": image_size} if hasattr(patch_embed, "img_size") else {}
-
-
-def has_large_patches(model: torch.nn.Module) -> bool:
-    """Whether the first layer is a linear map of patches of 14 pixels or more, which averages over what a scaled decode
-    changes (docs/decisions/0041)."""
-    embed = getattr(model, "patch_embed", None)
-    return isinstance(embed, PatchEmbed) and min(embed.patch_size) >= _LARGE_PATCH
 
 
 def _random_model(name: str, weights: str, options: dict[str, Any]) -> torch.nn.Module:

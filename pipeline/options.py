@@ -88,7 +88,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     add_setting(group, "model.preset", "preprocessing; 'timm' is the model's own")
     add_setting(group, "model.image_size", "side of the model's input in pixels", default="the preset's")
-    add_setting(group, "model.implementation", "'reference' is timm's transform verbatim")
+    add_setting(
+        group,
+        "model.implementation",
+        "'reference' is timm's transform verbatim; 'scaled' decodes large JPEGs in part",
+    )
     add_setting(group, "model.precision", "of the forward; 'auto' looks at the device")
     add_setting(group, "model.normalize", "scale embeddings to an L2 norm of 1")
     add_setting(group, "model.dtype", "that embeddings are stored in")

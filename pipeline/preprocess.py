@@ -40,8 +40,7 @@ class PreprocessConfig:
         interpolation: timm's name of the filter.
         mean: per channel, of values in 0..1.
         std: likewise.
-        implementation: ``fast`` or ``reference``.
-        scaled: whether ``fast`` may decode large JPEGs at a fraction of their size (docs/decisions/0041).
+        implementation: ``fast``, ``scaled`` or ``reference``.
     """
 
     height: int
@@ -52,7 +51,6 @@ class PreprocessConfig:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     implementation: Implementation
-    scaled: bool = False
 
 
 def input_side(preset: Preset, image_size: int | None) -> int | None:
@@ -74,8 +72,6 @@ def resolve_preset(
     preset: Preset,
     implementation: Implementation,
     image_size: int | None = None,
-    *,
-    scaled: bool = False,
 ) -> PreprocessConfig:
     """What a preset means for a model.
 
@@ -83,9 +79,8 @@ def resolve_preset(
         data_config: the model's, as ``timm.data.resolve_model_data_config`` gives it.
         preset: ``timm``: the data config as it is; ``dinov2-224``: resize the shorter side to 256, crop 224, bicubic
             (``make_classification_eval_transform`` of Meta's DINOv2).
-        implementation: ``fast`` or ``reference``.
+        implementation: ``fast``, ``scaled`` or ``reference``.
         image_size: side of the crop in pixels where it is not the preset's; crop_pct stays.
-        scaled: whether the model bears a scaled decode of large JPEGs; ``reference`` never does one.
 
     Raises:
         UsageError: the model does not take three channels.
@@ -109,7 +104,6 @@ def resolve_preset(
         mean=tuple(map(float, data_config["mean"])),
         std=tuple(map(float, data_config["std"])),
         implementation=implementation,
-        scaled=scaled and implementation == "fast",
     )
 
 
@@ -134,7 +128,7 @@ class Preprocessor:
         self.config = config
         self.limits = limits
         self._transform = timm_transform(config, normalize=False)
-        scaled = config.scaled and covers(config)
+        scaled = config.implementation == "scaled" and covers(config)
         self._enough = _ENOUGH * shorter_side(config) if scaled else None
 
     @property

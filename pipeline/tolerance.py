@@ -46,7 +46,7 @@ _FAST = Tolerance(0.9999, 3e-2, 2.5)
 
 
 def tolerance(implementation: str, precision: str) -> Tolerance:
-    """The bounds for an implementation (``fast``, ``reference``) and a precision (``fp32``, ``bf16``, ``fp16``)."""
+    """The bounds for an implementation and a precision (``fp32``, ``bf16``, ``fp16``), by name."""
     bound = _PRECISION[precision]
     if implementation == "reference":
         return bound

@@ -192,7 +192,7 @@ def test_dry_run_of_a_job_that_would_be_refused_says_so_and_exits_2(
     write_description(out, photos)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert refused("extract", photos, out, *SMALL, "--implementation", "reference", "--dry-run") == 2
-    assert "implementation: fast, scaled decode → reference" in capsys.readouterr().out
+    assert "implementation: fast → reference" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 

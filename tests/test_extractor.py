@@ -172,13 +172,14 @@ def test_a_scaled_decode_has_a_cosine_of_9999_to_reference(
     preset: Any, make_checkpoint: Callable[..., Path], photographs: dict[str, bytes]
 ) -> None:
     weights = make_checkpoint(DEFAULT_MODEL)
-    fast = load_extractor(ModelConfig(weights=str(weights), preset=preset, precision="fp32"), LIMITS, CPU)
-    whole = Preprocessor(replace(fast.preprocessor.config, scaled=False), LIMITS)
+    config = ModelConfig(weights=str(weights), preset=preset, implementation="scaled", precision="fp32")
+    scaled = load_extractor(config, LIMITS, CPU)
+    whole = Preprocessor(replace(scaled.preprocessor.config, implementation="fast"), LIMITS)
     oracle = Timm(DEFAULT_MODEL, weights, preset)
     tiles = 5 if preset == "timm" else 3
     photograph = mosaic([photographs[name] for name in ("china.jpg", "flower.jpg", "rocket.jpg")], tiles)
-    assert (fast.prepare(photograph).pixels != whole.prepare(photograph).pixels).any(), "it was not scaled"
-    (row,) = embed(fast, [photograph])
+    assert (scaled.prepare(photograph).pixels != whole.prepare(photograph).pixels).any(), "it was not scaled"
+    (row,) = embed(scaled, [photograph])
     assert cosine(row, oracle.embedding(photograph)) >= 0.9999
 
 
@@ -191,21 +192,6 @@ def mosaic(photographs: Sequence[bytes], tiles: int) -> bytes:
     buffer = io.BytesIO()
     whole.save(buffer, "JPEG", quality=87, subsampling="4:2:0")
     return buffer.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("name", "implementation", "known_as"),
-    [
-        (SMALL, "fast", "fast, scaled decode"),
-        (SMALL, "reference", "reference"),
-        ("resnet18", "fast", "fast"),  # a trained convolutional network does not bear it: docs/decisions/0041
-    ],
-)
-def test_the_fingerprint_tells_whether_large_jpegs_are_decoded_at_a_fraction(
-    name: str, implementation: Any, known_as: str
-) -> None:
-    config = ModelConfig(name, "random:0", implementation=implementation)
-    assert load_extractor(config, LIMITS, CPU).fingerprint.implementation == known_as
 
 
 def test_fast_has_a_cosine_of_9999_to_reference_with_the_default_model_at_518(
@@ -299,7 +285,7 @@ def test_the_fingerprint_names_what_decides_the_numbers(make_checkpoint: Callabl
     assert fingerprint.transform == (
         "224x224 crop_pct=0.875 crop_mode=center bicubic mean=0.485,0.456,0.406 std=0.229,0.224,0.225"
     )
-    assert (fingerprint.implementation, fingerprint.precision) == ("fast, scaled decode", "fp32")
+    assert (fingerprint.implementation, fingerprint.precision) == ("fast", "fp32")
     assert fingerprint.outputs == ("embedding: float32[384]",)
 
 

@@ -152,24 +152,18 @@ def test_extreme_sizes_come_out_like_timms(size: tuple[int, int], rocket: Image.
 
 
 @pytest.mark.parametrize(("size", "scaled"), [((1024, 1024), True), ((1000, 1000), False), ((1024, 1025), False)])
-def test_large_jpegs_are_decoded_at_a_fraction_where_the_model_bears_it(
+def test_scaled_decodes_large_jpegs_at_a_fraction_where_all_sides_divide(
     size: tuple[int, int], scaled: bool, rocket: Image.Image
 ) -> None:
     buffer = io.BytesIO()
     rocket.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
     config = replace(CENTER, implementation="fast")  # to 256 pixels: half of 1024 is enough
     whole = Preprocessor(config, LIMITS).prepare(buffer.getvalue())
-    part = Preprocessor(replace(config, scaled=True), LIMITS).prepare(buffer.getvalue())
+    part = Preprocessor(replace(config, implementation="scaled"), LIMITS).prepare(buffer.getvalue())
     assert (part.width, part.height) == (whole.width, whole.height) == size
     difference = np.abs(part.pixels.astype(int) - whole.pixels.astype(int))
     assert difference.any() == scaled
     assert difference.mean() < 0.5
-
-
-def test_reference_decodes_nothing_at_a_fraction() -> None:
-    name = "vit_small_patch14_dinov2.lvd142m"
-    assert not resolve_preset(data_config(name), "timm", "reference", scaled=True).scaled
-    assert resolve_preset(data_config(name), "timm", "fast", scaled=True).scaled
 
 
 @pytest.mark.parametrize(

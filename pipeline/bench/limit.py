@@ -79,9 +79,7 @@ def _load(source: str, images: int) -> list[bytes]:
 def preprocessor(preset: Preset = "timm") -> Preprocessor:
     """The default model's."""
     model = ModelConfig()
-    return Preprocessor(
-        resolve_preset(data_config(model.name), preset, model.implementation, scaled=True), ImageLimits()
-    )
+    return Preprocessor(resolve_preset(data_config(model.name), preset, model.implementation), ImageLimits())
 
 
 def _loop(prepare: Callable[[bytes], Prepared], data: list[bytes], images: int) -> None:

@@ -32,7 +32,7 @@ class SliceExtractor(Extractor):
     """The whole extractor but for the model: ``forward`` is the red channel of the first row, normalised."""
 
     def __init__(self, config: ModelConfig, limits: ImageLimits) -> None:
-        preprocess = resolve_preset(data_config(config.name), config.preset, config.implementation, scaled=True)
+        preprocess = resolve_preset(data_config(config.name), config.preset, config.implementation)
         self.preprocessor = Preprocessor(preprocess, limits)
         self._values = min(SLICE, preprocess.width)
         self.outputs = (embedding_field(self._values),)
