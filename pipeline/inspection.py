@@ -41,7 +41,7 @@ def open_dataset(dest: Store) -> tuple[DatasetInfo, Manifest]:
 def check_structure(dest: Store, info: DatasetInfo, manifest: Manifest) -> Report:
     """Every live manifest row once in features or rejects, with finite values of the right width and fingerprint.
 
-    Reads every shard once; memory is one shard and ten bytes for each row.
+    Reads every shard once; memory is one row group, the narrow columns of one shard and ten bytes for each row.
     """
     report = Report(expected=manifest.rows)
     features = _shards(dest, schema.FEATURES_FOLDER, report)

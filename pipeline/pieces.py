@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import pyarrow.parquet as pq
 
@@ -26,10 +26,15 @@ def in_pieces(table: pa.Table) -> pa.Table:
 
 def read_group(file: pq.ParquetFile, group: int, change: Callable[[pa.Table], pa.Table]) -> pa.Table:
     """A row group, read in pieces, each of them changed on the way."""
+    return pa.concat_tables([change(piece) for piece in group_pieces(file, group)])
+
+
+def group_pieces(file: pq.ParquetFile, group: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """A row group, or some columns of it, piece by piece."""
     listed = file.metadata.row_group(group)
     rows = _piece_rows(listed.num_rows, listed.total_byte_size)
-    batches = file.iter_batches(rows, row_groups=[group])
-    return pa.concat_tables([change(pa.Table.from_batches([batch])) for batch in batches])
+    for batch in file.iter_batches(rows, row_groups=[group], columns=columns):
+        yield pa.Table.from_batches([batch])
 
 
 def _piece_rows(rows: int, size: int) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from pipeline.memory import PROCESS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -24,8 +26,8 @@ def share_of_reads(job: JobConfig, cpus: float, gpus: float) -> tuple[int, float
     On a GPU that is one CPU; a forward on CPUs needs half of them, as there is no use for such a job but to try it.
     """
     if job.decode != "tasks":
-        return job.read_tasks_per_actor, READ_CPUS, _CHUNKS_OF_A_READ * job.chunk_bytes
-    memory = job.chunk_bytes + _CHUNKS_OF_A_READ * job.chunk_pixel_bytes
+        return job.read_tasks_per_actor, READ_CPUS, PROCESS + _CHUNKS_OF_A_READ * job.chunk_bytes
+    memory = PROCESS + job.chunk_bytes + _CHUNKS_OF_A_READ * job.chunk_pixel_bytes
     left = cpus - (1 if gpus > 0 else max(1, cpus // 2))
     return (math.floor(left), 1.0, memory) if left >= 1 else (1, cpus / 2, memory)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +17,7 @@ import pyarrow.parquet as pq
 from pipeline import schema
 from pipeline.columns import finite_rows, to_numpy
 from pipeline.dataset import describe_kept
+from pipeline.pieces import group_pieces
 from pipeline.retire import applied_generation, without
 from pipeline.seal import referred_rejects, rejects_name
 
@@ -65,10 +68,25 @@ class ShardInspection:
     ) -> None:
         """Compares a shard with what was listed, without what has left it (generation, rows).
 
+        The shard lies in a temporary file meanwhile; of its features, one row group at most is in memory.
+
         Raises:
             ArrowInvalid: a file is not Parquet.
         """
-        file = pq.ParquetFile(pa.BufferReader(self._dest.get(self._key)))
+        with tempfile.TemporaryDirectory(prefix="raysight-verify-") as folder:
+            path = Path(folder) / "features.parquet"
+            self._dest.get_file(self._key, path)
+            with pq.ParquetFile(path) as file:
+                self._check(file, listed, retired, rejects, info)
+
+    def _check(
+        self,
+        file: pq.ParquetFile,
+        listed: pa.Table,
+        retired: list[tuple[int, pa.Table]],
+        rejects: list[str],
+        info: DatasetInfo,
+    ) -> None:
         said = schema.metadata(file.metadata)
         if (number := said.get("format")) != schema.FORMAT_VERSION:
             self._report.problem(f"{self._key} says format {number}, where the dataset has {schema.FORMAT_VERSION}")
@@ -79,7 +97,8 @@ class ShardInspection:
             self._report.unsettled = True
             self._report.problem(f"{late} rows have still to leave shard {self._shard}")
         expected = functools.reduce(without, (rows for number, rows in retired if number <= applied), listed)
-        table = file.read()
+        features = [output.partition(":")[0] for output in info.fingerprint.outputs]
+        table = file.read([name for name in file.schema_arrow.names if name not in features])
         rejected = self._rejects(file.metadata, rejects, schema.kept_fields(expected.schema))
         if not self._has_columns(self._key, table, schema.features_schema([])):
             return
@@ -93,7 +112,7 @@ class ShardInspection:
         _compare_rows(self._shard, expected.select(["uri", "etag"]), found.select(["uri", "etag"]), self._report)
         _compare_kept(self._shard, expected, found, kept, self._report)
         for output in info.fingerprint.outputs:
-            self._check_output(table, output)
+            self._check_output(file, table["uri"], output)
         sizes = (table["width"], table["height"])
         if any(column.null_count or pc.any(pc.less(column, 1)).as_py() for column in sizes):
             self._report.problem(f"{self._key}: width or height is missing")
@@ -131,23 +150,29 @@ class ShardInspection:
             self._report.problem(f"{key} lacks columns", wrong)
         return not wrong
 
-    def _check_output(self, table: pa.Table, output: str) -> None:
+    def _check_output(self, file: pq.ParquetFile, uris: pa.ChunkedArray, output: str) -> None:
         """One feature column: type, width, no nulls, all finite."""
-        name = output.partition(":")[0]
-        if name not in table.column_names or not pa.types.is_fixed_size_list(table.schema.field(name).type):
+        name, columns = output.partition(":")[0], file.schema_arrow
+        if name not in columns.names or not pa.types.is_fixed_size_list(columns.field(name).type):
             self._report.problem(f"{self._key}: there should be a column {output}")
             return
-        if (found := schema.describe_output(table.schema.field(name))) != output:
+        if (found := schema.describe_output(columns.field(name))) != output:
             self._report.problem(f"{self._key}: there should be {output}, not {found}")
             return
-        column = table[name].combine_chunks()
-        if column.null_count:
-            self._report.problem(f"{self._key}: {column.null_count} rows have no {name}")
-            return
-        finite = finite_rows(to_numpy(column))
-        if not finite.all():
-            uris = table["uri"].take(pa.array(np.flatnonzero(~finite))).to_pylist()
-            self._report.problem(f"{self._key}: {name} is not finite", uris)
+        missing = row = 0
+        wrong: list[str] = []
+        for group in range(file.num_row_groups):
+            for piece in group_pieces(file, group, [name]):
+                column = piece[name].combine_chunks()
+                missing += column.null_count
+                if not column.null_count:
+                    indices = row + np.flatnonzero(~finite_rows(to_numpy(column)))
+                    wrong += uris.take(pa.array(indices)).to_pylist()
+                row += len(column)
+        if missing:
+            self._report.problem(f"{self._key}: {missing} rows have no {name}")
+        if wrong:
+            self._report.problem(f"{self._key}: {name} is not finite", wrong)
 
 
 def _compare_rows(shard: int, expected: pa.Table, found: pa.Table, report: Report) -> None:

@@ -11,6 +11,7 @@ from pipeline.budget import Budget, make_budget
 from pipeline.cluster import Node
 from pipeline.config import MIB, JobConfig
 from pipeline.errors import UsageError
+from pipeline.memory import PROCESS
 
 GIB = 1024 * MIB
 
@@ -47,7 +48,7 @@ CASES = [
     Case("a share lies on one GPU", [node(16, 2)], {"gpus_per_actor": 0.4}, (1, 4, 4, 0.4)),
     Case("an actor of two GPUs", [node(16, 4)], {"gpus_per_actor": 2}, (1, 2, 8, 2)),
     Case("no GPU although there are some", [node(8, 2)], {"gpus_per_actor": 0}, (1, 2, 4, 0)),
-    Case("memory sets the bound", [node(64, gib=5)], {"cpus_per_actor": 1}, (1, 3, 1, 0)),
+    Case("memory sets the bound", [node(64, gib=6)], {"cpus_per_actor": 1}, (1, 3, 1, 0)),
     Case(
         "as many actors as asked for", [node(8)], {"cpus_per_actor": 1, "min_actors": 3, "max_actors": 4}, (3, 4, 1, 0)
     ),
@@ -100,7 +101,7 @@ REFUSED = [
     ([node(8)], {"gpus_per_actor": 1}, "no node can hold an actor of 1 CPUs, 1 GPUs"),
     ([node(8, 1)], {"gpus_per_actor": 2}, "no node can hold an actor"),
     ([node(8, 4)], {"gpus_per_actor": 1.5}, "whole GPUs"),
-    ([node(8, gib=1)], {}, r"1\.4 GiB, reads and a seal included .1 node with 8 CPUs, 0 GPUs and 1\.0 GiB"),
+    ([node(8, gib=1)], {}, r"1\.7 GiB, reads and a seal included .1 node with 8 CPUs, 0 GPUs and 1\.0 GiB"),
     ([node(8)], {"cpus_per_actor": 0.1}, "--cpus-per-actor 0.1 is too little; 0.2 is the least"),
     ([node(8)], {"cpus_per_actor": 0}, "too little"),
     ([node(8)], {"min_actors": 4, "max_actors": 2}, "--min-actors 4 is more than --max-actors 2"),
@@ -158,7 +159,7 @@ def test_tasks_decode_on_nodes_without_an_actor_as_well() -> None:
 
 def test_the_pixels_of_tasks_that_decode_count_as_memory() -> None:
     budget = decoding([node(2)], chunk_bytes=10 * MIB, chunk_pixel_bytes=100 * MIB)
-    assert budget.memory_per_read == 210 * MIB
+    assert budget.memory_per_read == PROCESS + 210 * MIB
     with pytest.raises(UsageError, match="no node can hold an actor"):
         decoding([node(2, gib=1)], chunk_pixel_bytes=GIB)
 
@@ -235,8 +236,14 @@ def test_memory_is_declared_for_the_features_of_two_chunks_in_an_actor_and_of_on
     assert wide.memory_per_read == narrow.memory_per_read
 
 
+def test_a_read_is_declared_with_its_process_beside_two_chunks() -> None:
+    small, usual = (make_budget(JobConfig(chunk_bytes=size), [node(2)], can_grow=False) for size in (1, 64 * MIB))
+    assert small.memory_per_read > 131 * MIB  # measured
+    assert usual.memory_per_read - small.memory_per_read == 2 * (64 * MIB - 1)
+
+
 def test_wide_rows_make_fewer_actors_where_memory_is_short() -> None:
-    narrow, wide = (make_budget(JobConfig(), [node(8, gib=3)], can_grow=False, features=size) for size in (0, WIDE))
+    narrow, wide = (make_budget(JobConfig(), [node(8, gib=4)], can_grow=False, features=size) for size in (0, WIDE))
     assert (narrow.max_actors, wide.max_actors) == (2, 1)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tracemalloc
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import jobs
@@ -20,12 +21,14 @@ from pipeline.budget import make_budget
 from pipeline.cluster import Node
 from pipeline.config import ImageLimits, JobConfig, ModelConfig, StorageConfig
 from pipeline.cut import Cut
+from pipeline.dataset import DatasetInfo
 from pipeline.extractor import Extractor, load_extractor
 from pipeline.generation import Listing, write_generation
+from pipeline.inspection import check_structure
 from pipeline.manifest import Manifest, ManifestReader
 from pipeline.preflight import largest_chunk, make_cut
 from pipeline.read import read_chunk
-from pipeline.schema import patches_field, row_bytes
+from pipeline.schema import describe_output, patches_field, row_bytes
 from pipeline.seal import seal_shard
 from pipeline.source import list_rows
 from pipeline.storage import open_store
@@ -39,6 +42,9 @@ if TYPE_CHECKING:
 ROWS, TOKENS, WIDTH = 40, 1369, 384
 FIELD = patches_field(TOKENS, WIDTH)
 FEATURES = (ROWS - 1) * row_bytes([FIELD])
+CONFIG = WorkerConfig(
+    batch_size=2, decode_threads=2, forward_streams=2, forward_threads=1, decode_timeout_s=60.0, poison_attempts=3
+)
 COPIES = 3
 """What ``pipeline.memory`` counts with; the columns and the bytes of their file are two."""
 
@@ -96,11 +102,8 @@ def test_a_chunk_of_patch_tokens_takes_less_than_three_times_its_bytes_and_so_do
     wide: Extractor, dataset: tuple[Store, Manifest, Any], tmp_path: Path
 ) -> None:
     dest, manifest, row = dataset
-    config = WorkerConfig(
-        batch_size=2, decode_threads=2, forward_streams=2, forward_threads=1, decode_timeout_s=60.0, poison_attempts=3
-    )
     with peak() as chunk:
-        result = ChunkWorker(wide, dest, config).process(row)
+        result = ChunkWorker(wide, dest, CONFIG).process(row)
     assert result.rejects == {"NotAnImage": 1}
     assert FEATURES < chunk.bytes < COPIES * FEATURES
     with peak() as seal:
@@ -115,6 +118,24 @@ def test_a_chunk_of_patch_tokens_takes_less_than_three_times_its_bytes_and_so_do
         values = patches.values.flatten().to_numpy()
         assert values.shape == (TOKENS * WIDTH,)
         assert (values == np.float16(mean)).all()
+
+
+def test_verify_holds_one_row_group_of_a_wide_shard_at_a_time(
+    wide: Extractor, dataset: tuple[Store, Manifest, Any], tmp_path: Path
+) -> None:
+    source = open_store(dataset[1].shards[0].source, StorageConfig())
+    dest, chunk = open_store(str(tmp_path), StorageConfig()), ROWS // 8
+    listing = Listing((source.root,))
+    manifest = write_generation(dest, None, listing, list_rows([source.root]), Cut(chunk, 1 << 26, 1000))
+    worker = ChunkWorker(wide, dest, CONFIG)
+    for number in range(8):
+        worker.process(read_chunk(ManifestReader(dest), source, 0, number, 1 << 20))
+    fingerprint = replace(wide.fingerprint, outputs=(describe_output(FIELD),))
+    seal_shard(dest, 0, manifest.shards[0], fingerprint)
+    with peak() as verify:
+        report = check_structure(dest, DatasetInfo(fingerprint, ModelConfig()), manifest)
+    assert (report.problems, report.rows, report.rejects) == ([], ROWS - 1, 1)
+    assert verify.bytes < FEATURES / 3  # an eighth, and what Parquet takes beside a piece
 
 
 def test_the_largest_chunk_is_that_of_the_cut_or_of_what_is_listed_already(

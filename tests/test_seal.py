@@ -8,6 +8,7 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 from datasets import FINGERPRINT, FailingStore, Numbers, numbers, vector
+from world import World
 
 from pipeline.config import StorageConfig
 from pipeline.cut import Cut
@@ -81,6 +82,18 @@ def test_the_metadata_names_the_fingerprint_and_a_digest_of_the_rejects(tmp_path
         "rejects_digest": digest,
         "generation": 1,
     }
+
+
+def test_the_metadata_of_new_and_rewritten_shards_names_the_generation(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    said: list[dict[int, int]] = []
+    for number in range(3):  # a first generation, and two retries of what stays a reject
+        world.write(0, f"{number}.png", b"corrupt")
+        world.extract(retry=number > 0)
+        shards = sorted((world.dest / "features").iterdir())
+        texts = [pq.read_metadata(path).metadata[b"raysight"] for path in shards]
+        said.append({shard: json.loads(text)["generation"] for shard, text in enumerate(texts)})
+    assert said == [{0: 1}, {0: 2, 1: 2}, {0: 2, 1: 3, 2: 3}]
 
 
 def test_the_rejects_are_there_before_the_features(tmp_path: Path, dataset: Numbers) -> None:

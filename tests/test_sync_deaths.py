@@ -37,6 +37,7 @@ class Story:
         before = self.world.rows()
         if job == "retry":
             self.world.decoder.cursed.difference_update(cursed[:2])
+            self.world.write(0, "4.png", b"14")  # the row is to name the version that its features are of
         else:
             self.world.write(0, "0.png", b"10")  # features that change
             self.world.write(0, "4.png", b"14")  # a reject that changes, and stays one
