@@ -9,11 +9,16 @@ from typing import NoReturn
 
 from pipeline import __version__
 from pipeline.bench.cli import add_commands as add_bench_command
+from pipeline.bench.suite import Suite
 from pipeline.cli import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, add_commands
 from pipeline.errors import RaysightError
 from pipeline.logs import complain
 from pipeline.show import add_commands as add_show_commands
 from serve.command import add_commands as add_serve_command
+
+_SERVE_BENCH = Suite(
+    "serve", "the endpoint beside the batch job, and beside other servers", "serve.bench.suite:run", by_name=True
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -33,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_commands(commands)
     add_show_commands(commands)
     add_serve_command(commands)
-    add_bench_command(commands)
+    add_bench_command(commands, [_SERVE_BENCH])
     return parser
 
 

@@ -263,11 +263,12 @@ def _noting_suite(bench: Bench) -> dict[str, Any]:
 
 
 NOTING = Suite("noting", "notes what it is given", "test_bench:_noting_suite")
+LENGTHY = Suite("lengthy", "has a quick form of minutes", "test_bench:_noting_suite", by_name=True)
 
 
 def _bench(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
-    add_commands(parser.add_subparsers(), [NOTING])
+    add_commands(parser.add_subparsers(), [NOTING, LENGTHY])
     options = parser.parse_args(["bench", *arguments])
     code: int = options.run(options)
     return code
@@ -284,6 +285,18 @@ def test_the_form_is_the_quick_one_unless_asked(tmp_path: Path) -> None:
     output = tmp_path / "figures.json"
     _bench("noting", "--output", str(output))
     assert json.loads(output.read_text())["noting"]["full"] is False
+
+
+@pytest.mark.parametrize(("arguments", "ran"), [([], {"noting"}), (["--full"], {"noting", "lengthy"})])
+def test_a_lengthy_suite_is_left_out_of_the_quick_form_unless_named(
+    arguments: list[str], ran: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.bench.cli.SUITES", ())
+    output = tmp_path / "figures.json"
+    _bench(*arguments, "--output", str(output))
+    assert json.loads(output.read_text()).keys() == ran
+    _bench("lengthy", "--output", str(output))
+    assert json.loads(output.read_text()).keys() == {"lengthy"}
 
 
 def test_a_suite_that_is_none_is_refused_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:

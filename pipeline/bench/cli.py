@@ -28,8 +28,10 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser], 
         description="The project's measurements, as tables with ratios. The quick form takes less than five minutes.",
         epilog="suites: " + "; ".join(f"{suite.name}: {suite.about}" for suite in suites.values()),
     )
+    named = [suite.name for suite in suites.values() if suite.by_name]
+    spared = f", without --full all but {', '.join(named)}" if named else ""
     add = parser.add_argument
-    add("suites", nargs="*", metavar="SUITE", help=f"what to measure: {', '.join(suites)} (default: all)")
+    add("suites", nargs="*", metavar="SUITE", help=f"what to measure: {', '.join(suites)} (default: all{spared})")
     add("--full", action="store_true", help="more files, three rounds, all sizes: hours")
     add("--work", type=Path, default=FOLDER, help="folder for corpora and outputs (default: %(default)s)")
     add("--output", type=Path, metavar="FILE", help="all figures, as JSON")
@@ -37,7 +39,8 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser], 
     def run(options: argparse.Namespace) -> int:
         if unknown := [name for name in options.suites if name not in suites]:
             parser.error(f"there is no suite {unknown[0]}; there are {', '.join(suites)}")
-        return run_bench([suites[name] for name in options.suites or suites], options)
+        default = [name for name in suites if options.full or name not in named]
+        return run_bench([suites[name] for name in options.suites or default], options)
 
     parser.set_defaults(run=run)
 

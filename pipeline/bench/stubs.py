@@ -28,7 +28,18 @@ SLICE = 384
 """Values that the slice takes of an image: as many as the default model's embedding has."""
 
 
-class SliceExtractor(Extractor):
+class _Stub(Extractor):
+    """Has no passes over a model."""
+
+    def settle(self, batch_size: int | None, most: int) -> int:
+        """Any size is as good as another."""
+        return batch_size or most
+
+    def check(self) -> None:
+        """There is no device to lose."""
+
+
+class SliceExtractor(_Stub):
     """The whole extractor but for the model: ``forward`` is the red channel of the first row, normalised."""
 
     def __init__(self, config: ModelConfig, limits: ImageLimits) -> None:
@@ -46,7 +57,7 @@ class SliceExtractor(Extractor):
         return {"embedding": ((values / 255 - config.mean[0]) / config.std[0]).astype(np.float32)}
 
 
-class EmptyExtractor(Extractor):
+class EmptyExtractor(_Stub):
     """Neither decodes nor computes: what is left is the way of a row through the job."""
 
     def __init__(self, config: ModelConfig, limits: ImageLimits) -> None:

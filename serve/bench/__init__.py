@@ -1,0 +1,1 @@
+"""``raysight bench serve``: the endpoint under the clock, beside what people build today."""
