@@ -121,6 +121,16 @@ class Follows(RuleBasedStateMachine):
         with contextlib.suppress(FailingStore.DiedError, UsageError):
             self.world.extract(sources, prune=prune, retry=retry, dest=dying)
 
+    @rule(source=SOURCES, names=st.lists(NAMES, min_size=3, max_size=5, unique=True), writes=st.integers(0, 2))
+    def die_as_a_generation_is_written(self, source: int, names: list[str], writes: int) -> None:
+        self.add_or_change(source, names, b"7")
+        self.die((source,), prune=False, retry=False, moment=("_raysight/manifest/", writes), torn=False)
+
+    @rule(source=SOURCES, names=st.lists(NAMES, min_size=5, max_size=9, unique=True))
+    def delete_and_prune(self, source: int, names: list[str]) -> None:
+        self.delete(source, names)
+        self.extract((source,), prune=True)
+
     @rule(sources=LISTED)
     def die_while_listing(self, sources: tuple[int, ...]) -> None:
         class KilledError(Exception):
