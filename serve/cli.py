@@ -16,8 +16,11 @@ from pipeline.logs import complain
 from pipeline.show import add_commands as add_show_commands
 from serve.command import add_commands as add_serve_command
 
-_SERVE_BENCH = Suite(
-    "serve", "the endpoint beside the batch job, and beside other servers", "serve.bench.suite:run", by_name=True
+BENCH_SUITES = (
+    Suite(
+        "serve", "the endpoint beside the batch job, and beside other servers", "serve.bench.suite:run", by_name=True
+    ),
+    Suite("overload", "what the endpoint still answers under too much load", "serve.bench.overload:run", by_name=True),
 )
 
 
@@ -38,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_commands(commands)
     add_show_commands(commands)
     add_serve_command(commands)
-    add_bench_command(commands, [_SERVE_BENCH])
+    add_bench_command(commands, BENCH_SUITES)
     return parser
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import io
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
@@ -23,16 +25,19 @@ from timm.data import create_transform, resolve_data_config
 
 from pipeline.bench.corpus import photographs, write_corpus
 from pipeline.config import DEFAULT_MODEL
-from serve.bench import peers, servers
-from serve.bench.client import load, write_request
+from serve.bench import overload, peers, servers
+from serve.bench.client import Load, load, write_request
 from serve.bench.costs import cpu_seconds
 from serve.bench.endpoint import alone, vector
+from serve.cli import BENCH_SUITES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from pipeline.bench.suite import Suite
 
     Address = tuple[str, int]
 
@@ -110,6 +115,12 @@ def _request(body: bytes) -> Request:
     return Request({"type": "http", "method": "POST", "headers": []}, receive)
 
 
+@pytest.mark.parametrize("suite", BENCH_SUITES, ids=lambda suite: suite.name)
+def test_every_suite_is_where_it_says(suite: Suite) -> None:
+    module, _, function = suite.where.partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
 # ---- client
 
 
@@ -178,6 +189,22 @@ def test_refusals_are_kept_apart_by_their_status() -> None:
 def test_a_server_that_hangs_up_ends_the_measurement() -> None:
     with answering((GOOD,)) as (address, _), pytest.raises(ConnectionError, match="closed a connection"):
         load(address, [REQUEST], clients=1, seconds=30.0, warm_s=0.0)
+
+
+def test_clients_ask_no_more_often_than_they_are_told() -> None:
+    with answering((FULL,) * 10_000) as (address, counts):
+        start = time.monotonic()
+        found = load(address, [REQUEST], clients=5, seconds=1.0, warm_s=0.0, period_s=0.25)
+        elapsed = time.monotonic() - start
+        assert 1 <= sum(found.refused.values()) <= counts["requests"] <= 5 * (1 + elapsed / 0.25)
+
+
+def test_under_overload_refusals_count_beside_answers() -> None:
+    answers = Load(seconds=2.0, latencies=[0.1, 0.2, 0.3, 0.4], refused={429: 6, 503: 2})
+    found = overload.figures(answers, {"proxy": 1.0, "replica": 1.0}, {"proxy": 1.6, "replica": 1.6})
+    assert (found["rate"], found["refused"], found["statuses"]) == (2.0, 4.0, {"200": 4, "429": 6, "503": 2})
+    assert found["p50"] == pytest.approx(250)
+    assert found["cpu"] == pytest.approx(100)  # 1.2 s for twelve answers
 
 
 # ---- costs

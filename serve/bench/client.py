@@ -51,6 +51,7 @@ def load(
     seconds: float,
     warm_s: float,
     at: Callable[[], None] = lambda: None,
+    period_s: float = 0.0,
 ) -> Load:
     """Asks with so many clients at once, each one request at a time.
 
@@ -61,11 +62,12 @@ def load(
         seconds: length of the window in which answers count.
         warm_s: seconds before it.
         at: called as the window begins, and as it ends.
+        period_s: seconds from one request of a client to its next, at least; clients begin spread over it.
 
     Raises:
         ConnectionError: the server is not there, or went away before it answered.
     """
-    return uvloop.run(_load(address, itertools.cycle(requests), clients, seconds, warm_s, at))
+    return uvloop.run(_load(address, itertools.cycle(requests), clients, seconds, warm_s, at, period_s))
 
 
 async def _load(
@@ -75,6 +77,7 @@ async def _load(
     seconds: float,
     warm_s: float,
     at: Callable[[], None],
+    period_s: float,
 ) -> Load:
     loop = asyncio.get_running_loop()
     found = Load()
@@ -85,7 +88,10 @@ async def _load(
             lost.set_exception(context.get("exception") or RuntimeError(context["message"]))
 
     loop.set_exception_handler(fail)
-    running = [_Client(requests, found, lost) for _ in range(clients)]
+    begin = loop.time()
+    running = [
+        _Client(requests, found, lost, period_s, begin + period_s * number / clients) for number in range(clients)
+    ]
     for client in running:
         await loop.create_connection(lambda client=client: client, *address)  # type: ignore[misc]
     try:
@@ -112,8 +118,12 @@ async def _wait(lost: asyncio.Future[None], seconds: float) -> None:
 class _Client(asyncio.Protocol):
     """One connection; opened anew when the server ends it between two requests."""
 
-    def __init__(self, requests: Iterator[bytes], found: Load, lost: asyncio.Future[None]) -> None:
+    def __init__(
+        self, requests: Iterator[bytes], found: Load, lost: asyncio.Future[None], period_s: float, due: float
+    ) -> None:
         self.counts = False
+        self._period_s = period_s
+        self._due = due
         self._requests = requests
         self._found = found
         self._lost = lost
@@ -127,7 +137,7 @@ class _Client(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's own is no subclass
-        self._ask()
+        asyncio.get_running_loop().call_at(self._due, self._ask)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._stopped and not self._lost.done():
@@ -147,7 +157,8 @@ class _Client(asyncio.Protocol):
                 self._found.answer = b"".join(self._parts)
             else:
                 self._found.refused[status] = self._found.refused.get(status, 0) + 1
-        asyncio.get_running_loop().call_soon(self._ask)  # not inside the parser's own call
+        self._due += self._period_s
+        asyncio.get_running_loop().call_at(self._due, self._ask)  # at once where that is past
 
     def _ask(self) -> None:
         if self._stopped or self._transport is None:

@@ -44,3 +44,17 @@ def _role(process: int) -> str:
     if "proxy" in command:  # ray::ProxyActor, haproxy
         return "proxy"
     return "replica" if "ray::servereplica" in command or "serve.bench" in command else "rest of Ray"
+
+
+def replica_mib() -> float:
+    """Resident memory of the living replicas that descend from this process, in MiB."""
+    parents, pages = dict[int, int](), dict[int, int]()
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                pages[int(folder.name)] = int((folder / "statm").read_text().split()[1])
+            except OSError:
+                continue
+    own = [process for process in pages if _descends(process, parents) and _role(process) == "replica"]
+    return sum(pages[process] for process in own) * os.sysconf("SC_PAGE_SIZE") / 2**20

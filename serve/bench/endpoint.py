@@ -34,12 +34,12 @@ def measure(
     """Starts a server and asks it for features of the files in turn.
 
     Args:
-        server: ``raysight``, ``own`` (its app on uvicorn), ``usual``, ``plain`` or ``empty``.
+        server: ``raysight``, ``own`` (its app on uvicorn), ``usual``, ``roomy``, ``plain`` or ``empty``.
         source: folder of JPEG files.
         clients: how many at once; a window for each number, one after the other.
         seconds: of each window.
         warm_s: seconds before each window.
-        kind: ``slice`` or ``model``; the peers have the slice.
+        kind: ``empty``, ``slice`` or ``model``; the peers have the slice.
         model: settings of ``[model]`` other than the defaults.
         settings: settings of ``[serve]`` other than the defaults.
 
@@ -130,6 +130,6 @@ def _start(
             return servers.uvicorn("own", "/v1/features", kind=kind, model=model)
         case "plain":
             return servers.uvicorn("plain", "/")
-        case "usual" | "empty":
+        case "usual" | "roomy" | "empty":
             return servers.ray_serve(f"{server}_application")
     raise ValueError(server)

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
 
+ROOM = 100
+"""Requests that a replica has in hand at most, where it is not Ray's default."""
+
+
 class SliceModel(torch.nn.Module):
     """Stands for the model: the red channel of the first row."""
 
@@ -44,8 +48,8 @@ def plain_app() -> FastAPI:
     return app
 
 
-def usual_application() -> "Application":
-    """Ray Serve as its examples of image models show it, with Ray's defaults throughout."""
+def usual_application(**options: Any) -> "Application":
+    """Ray Serve as its examples of image models show it, with Ray's defaults but for ``options`` of the deployment."""
     from ray import serve as ray_serve
 
     app = FastAPI()
@@ -68,12 +72,20 @@ def usual_application() -> "Application":
             image = Image.open(io.BytesIO(await request.body())).convert("RGB")
             return {"embedding": await self.forward(self.transform(image))}
 
-    bound: Application = Usual.bind()  # type: ignore[attr-defined]
+    bound: Application = Usual.options(**options).bind()  # type: ignore[attr-defined]
     return bound
 
 
+def roomy_application() -> "Application":
+    """The usual one, but all clients are let in at once.
+
+    By default a replica has five requests in hand, and the router looks for room with pauses of up to half a second.
+    """
+    return usual_application(max_ongoing_requests=ROOM)
+
+
 def empty_application() -> "Application":
-    """Ray Serve around nothing: the body is read, and the answer is always the same."""
+    """Ray Serve around nothing, all clients let in: the body is read, and the answer is always the same."""
     from ray import serve as ray_serve
 
     app = FastAPI()
@@ -87,5 +99,5 @@ def empty_application() -> "Application":
             await request.body()
             return {"embedding": vector}
 
-    bound: Application = Empty.bind()  # type: ignore[attr-defined]
+    bound: Application = Empty.options(max_ongoing_requests=ROOM).bind()  # type: ignore[attr-defined]
     return bound

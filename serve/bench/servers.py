@@ -11,7 +11,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pipeline.bench.stubs import SliceExtractor
+from pipeline.bench.stubs import EmptyExtractor, SliceExtractor
 from pipeline.cluster import local_ray, this_machine
 from pipeline.config import ImageLimits, ModelConfig, ServeConfig, StorageConfig
 from pipeline.errors import RaysightError
@@ -29,10 +29,12 @@ _START_S = 300.0
 
 
 def extractor(kind: str, model: dict[str, Any]) -> Extractor:
-    """``slice`` or ``model``, as the endpoint would have it."""
+    """``empty``, ``slice`` or ``model``, as the endpoint would have it."""
     from serve.loading import load_served
 
     config = ModelConfig(**model)
+    if kind == "empty":
+        return EmptyExtractor(config, ImageLimits())
     if kind == "slice":
         return SliceExtractor(config, ImageLimits())
     return load_served(config, ImageLimits(), None, StorageConfig())
@@ -53,6 +55,15 @@ def raysight(kind: str, model: dict[str, Any], settings: dict[str, Any]) -> Iter
         deployment.start(deployment.application(make, ImageLimits(), config, cpus, gpus), config)
         yield config.port, "/v1/features"
         deployment.stop()
+
+
+def refuse_all() -> None:
+    """Has the endpoint of ``raysight`` turn every request away from now on, as it does while it drains."""
+    import ray.serve
+
+    from serve import deployment
+
+    deployment.drain(ray.serve.get_app_handle(deployment.NAME), grace_s=30.0)
 
 
 @contextmanager

@@ -79,7 +79,13 @@ def _measure_model(bench: Bench, source: str) -> _Results:
 
 def _measure_slices(bench: Bench, source: str) -> _Results:
     arguments = {"source": source, "clients": [_CLIENTS], "seconds": 10.0 if bench.full else 4.0}
-    servers = {"raysight": "raysight", "usual": "usual", "plain, no Ray": "plain", "empty": "empty"}
+    servers = {
+        "raysight": "raysight",
+        "usual": "usual",
+        "usual, roomy": "roomy",
+        "plain, no Ray": "plain",
+        "empty": "empty",
+    }
     environment = {}
     if bench.full:
         servers["raysight's app, no Ray"] = "own"
