@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 from pipeline import __version__
@@ -63,5 +64,18 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
+def entry() -> NoReturn:
+    """The command as installed: ends with the exit code of :func:`main`, whatever libraries do as Python comes down.
+
+    Arrow's threads may outlive what joins them; its process is then aborted now and then (apache/arrow issue 34314),
+    with 134 where scripts expect 0. All that is ours is closed by then.
+    """
+    code = main()
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -5,6 +5,7 @@ Usage: python driver.py '{"factory": "slow", "job": {"shard_rows": 16}}' extract
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import stubs
 
 import pipeline.job
+import serve.cli
 from serve.cli import main
 
 if TYPE_CHECKING:
@@ -39,4 +41,5 @@ def run(settings: dict[str, Any], arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(json.loads(sys.argv[1]), sys.argv[2:]))
+    serve.cli.main = functools.partial(run, json.loads(sys.argv[1]), sys.argv[2:])
+    serve.cli.entry()

@@ -232,3 +232,13 @@ def test_embed_into_a_folder_that_does_not_exist_is_refused_before_the_work(
 ) -> None:
     assert refused("embed", photos / "chelsea.png", *SMALL, "--output", tmp_path / "nowhere" / "out.json") == 2
     assert "there is no folder" in capsys.readouterr().err
+
+
+def test_the_exit_code_is_the_commands_whatever_happens_as_python_comes_down() -> None:
+    program = (
+        "import atexit, os, sys; atexit.register(os.abort); from serve.cli import entry;"
+        "sys.argv = ['raysight', 'config']; entry()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0
+    assert "model.name" in done.stdout

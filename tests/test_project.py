@@ -90,7 +90,7 @@ def test_torch_and_torchvision_are_the_pair_of_one_release() -> None:
 def test_the_wheel_holds_the_two_packages_and_must_not_be_uploaded() -> None:
     assert PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["pipeline", "serve"]
     assert "Private :: Do Not Upload" in PYPROJECT["project"]["classifiers"]
-    assert PYPROJECT["project"]["scripts"] == {"raysight": "serve.cli:main"}
+    assert PYPROJECT["project"]["scripts"] == {"raysight": "serve.cli:entry"}
 
 
 def test_the_version_is_one_and_the_changelog_has_it() -> None:

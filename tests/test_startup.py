@@ -33,13 +33,14 @@ SLOW = ("torch", "timm", "torchvision", "ray")
 """Seconds each, on a machine with nothing else to do."""
 
 PROGRAM = """
-import json, sys
+import json, os, sys
 from serve.cli import main
 try:
     code = main(sys.argv[2:])
 except SystemExit as end:
     code = end.code
-print(json.dumps([code, [name for name in json.loads(sys.argv[1]) if name in sys.modules]]))
+print(json.dumps([code, [name for name in json.loads(sys.argv[1]) if name in sys.modules]]), flush=True)
+os._exit(0)  # as raysight does
 """
 
 
