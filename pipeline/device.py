@@ -92,8 +92,9 @@ class Passes:
         parts: list[dict[str, NDArray[Any]]] = []
         begun = 0
         while begun < len(batch):
-            part = batch[begun : begun + (self._most or len(batch))]
-            if (found := self._try(part)) is None:
+            most = self._most or len(batch)  # once: another thread may lower it meanwhile
+            part = batch[begun : begun + most]
+            if (found := self._try(part, most)) is None:
                 self._most = min(self._most or len(part), (len(part) + 1) // 2)
             else:
                 parts.append(found)
@@ -102,10 +103,12 @@ class Passes:
             return parts[0]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _try(self, batch: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[Any]] | None:
+    def _try(self, batch: Sequence[NDArray[np.uint8]], most: int) -> dict[str, NDArray[Any]] | None:
         """None where memory does not suffice. By then the error, which holds all that was allocated, is gone."""
         try:
-            return self._pass(batch, self._compiled)
+            if self._compiled is None:
+                return self._pass(batch, len(batch), self._compute)
+            return self._pass(batch, padded_size(len(batch), most), self._compiled)
         except Exception as error:
             if is_device_lost(error):
                 self._lost = error
@@ -113,15 +116,15 @@ class Passes:
                 raise
             return None
 
-    def _pass(self, batch: Sequence[NDArray[np.uint8]], compiled: Compute | None) -> dict[str, NDArray[Any]]:
-        size = len(batch) if compiled is None else padded_size(len(batch), self._most or len(batch))
+    def _pass(self, batch: Sequence[NDArray[np.uint8]], size: int, compute: Compute) -> dict[str, NDArray[Any]]:
+        """One batch, of which ``size`` images go through the device."""
         with self._lane() as lane:
             pixels = lane.upload(batch, size)
             with self._order:
                 # The default stream, one for all threads: a batch's outputs are copied before the next one begins.
                 computing = self._accelerator.current_stream()
                 computing.wait_event(lane.uploaded)
-                outputs = (compiled or self._compute)(pixels)
+                outputs = compute(pixels)
                 here = {name: there[: len(batch)].to("cpu", non_blocking=True) for name, there in outputs.items()}
                 lane.done.record(computing)
             lane.done.synchronize()
@@ -163,7 +166,7 @@ class Passes:
             times = []
             for _ in range(1 + _TRIES):
                 start = time.perf_counter()
-                self._pass([blank] * size, None)
+                self._pass([blank] * size, size, self._compute)
                 times.append(time.perf_counter() - start)
             return min(times[1:])
 

@@ -109,3 +109,10 @@ def test_a_chunk_that_killed_its_decoders_is_handed_on_as_it_is(row: pa.Table) -
     assert first.equals(row)
     assert second["shape"][0].as_py() == [48, 32, 3]
     assert calls == ["begin 0/0", "begin 0/0", "end 0/0"]
+
+
+def test_a_chunk_counts_as_decoded_before_an_actor_can_begin_it(row: pa.Table) -> None:
+    ended: list[tuple[int, int]] = []
+    rows = decode_rows([row, row], PREPROCESSOR, lambda *_: True, lambda *where: ended.append(where))
+    next(rows)
+    assert ended == [(0, 0)]

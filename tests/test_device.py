@@ -111,6 +111,22 @@ def test_a_compiled_model_sees_few_sizes_and_the_rows_are_those_of_the_batch() -
     assert eager.sizes == []
 
 
+def test_a_compiled_model_survives_another_threads_lack_of_memory_at_any_moment() -> None:
+    model = Model()
+    passes = Passes(model, CPU, model)
+    passes.settle(16, 16, SHAPE)
+
+    class Meanwhile(list[Any]):
+        """Between a batch's cut and its pass, another batch finds too little memory."""
+
+        def __getitem__(self, index: Any) -> Any:
+            found, model.most = super().__getitem__(index), 5
+            passes.run(images(16))
+            return found
+
+    assert_right(passes.run(Meanwhile(images(16))), images(16))
+
+
 def test_the_batch_size_is_found_without_the_compiled_model_within_memory_and_bound() -> None:
     eager, compiled = Model(most=4), Model()
     found = Passes(eager, CPU, compiled).settle(None, 16, SHAPE)
