@@ -127,6 +127,7 @@ class ChunkWorker:
             started=start,
             ended=end,
             requests=dict(Counter(dict(row["requests"][0].as_py())) + Counter(self._dest.take())),
+            batch_size=self._config.batch_size,
         )
 
     def _extract(self, work: ChunkWork, prepare: Callable[[memoryview], Prepared], *, ahead: int) -> None:

@@ -104,7 +104,9 @@ class Budget:
         return self.threads // self.forward_streams
 
 
-def make_budget(job: JobConfig, nodes: Sequence[Node], *, can_grow: bool, features: int = 0) -> Budget:
+def make_budget(
+    job: JobConfig, nodes: Sequence[Node], *, can_grow: bool, features: int = 0, parameters: int | None = None
+) -> Budget:
     """Fits a job to the nodes there are.
 
     Args:
@@ -112,6 +114,7 @@ def make_budget(job: JobConfig, nodes: Sequence[Node], *, can_grow: bool, featur
         nodes: of the cluster as it is.
         can_grow: whether nodes may come later; then ``max_actors`` stays as asked for.
         features: feature bytes of the largest chunk, for which memory is declared.
+        parameters: of the model, likewise; None where nobody knows.
 
     Raises:
         UsageError: not one actor can run, or the options contradict each other.
@@ -121,7 +124,7 @@ def make_budget(job: JobConfig, nodes: Sequence[Node], *, can_grow: bool, featur
     gpus = _gpus(job, nodes)
     cpus, notes = _cpus(job, nodes, gpus, can_grow=can_grow)
     reads, cpus_per_read, read_memory = share_of_reads(job, cpus, gpus)
-    per_actor, per_seal = job.actor_memory or actor_memory(features), seal_memory(features)
+    per_actor, per_seal = job.actor_memory or actor_memory(features, parameters), seal_memory(features)
     memory = per_actor + reads * read_memory + per_seal
     fits = sum(_actors_on(node, cpus, gpus, memory) for node in nodes)
     if fits == 0 and not (can_grow and job.max_actors):

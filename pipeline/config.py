@@ -137,7 +137,8 @@ class JobConfig:
         max_actors: actors at most; None is what fits on the nodes there are.
         gpus_per_actor: GPUs (or a fraction) of each actor; None is 1 where the cluster has GPUs, else 0.
         cpus_per_actor: CPUs of each actor, its reads included; None is the node's CPUs shared out.
-        actor_memory: bytes of memory that Ray sets aside for each actor; None is 1 GiB and what the chunks take.
+        actor_memory: bytes of memory that Ray sets aside for each actor; None is 1 GiB, what the chunks take, and what
+            a larger model than the default one does.
         read_tasks_per_actor: read tasks under way for each actor.
         task_retries: how often a chunk is tried again after its worker died.
         poison_attempts: after so many dead workers a chunk is decoded image by image in a subprocess.

@@ -29,11 +29,13 @@ class DatasetInfo:
         fingerprint: of every row.
         model: the configuration, precision resolved; enough to compute a row again.
         kept: the columns kept of the tables of URIs, such as ``caption: string``.
+        parameters: of the model, for the memory of whoever loads it; None where it was not recorded.
     """
 
     fingerprint: Fingerprint
     model: ModelConfig
     kept: tuple[str, ...] = ()
+    parameters: int | None = None
 
 
 def load_info(dest: Store) -> DatasetInfo | None:
@@ -50,7 +52,12 @@ def load_info(dest: Store) -> DatasetInfo | None:
     try:
         values = json.loads(data)
         check_format(values, where)
-        return DatasetInfo(Fingerprint.from_dict(values["fingerprint"]), _model(values["model"]), tuple(values["kept"]))
+        return DatasetInfo(
+            Fingerprint.from_dict(values["fingerprint"]),
+            _model(values["model"]),
+            tuple(values["kept"]),
+            values.get("parameters"),
+        )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"{where} cannot be read by this version ({type(error).__name__}: {error})") from error
 
@@ -59,7 +66,13 @@ def _model(values: dict[str, Any]) -> ModelConfig:
     return ModelConfig(**{**values, "features": tuple(values["features"])})  # JSON knows lists alone
 
 
-def agree_on(dest: Store, fingerprint: Fingerprint, model: ModelConfig, kept: Iterable[pa.Field] = ()) -> None:
+def agree_on(
+    dest: Store,
+    fingerprint: Fingerprint,
+    model: ModelConfig,
+    kept: Iterable[pa.Field] = (),
+    parameters: int | None = None,
+) -> None:
     """Writes the description of a new dataset, or checks that an existing one has the same fingerprint and columns.
 
     Raises:
@@ -73,6 +86,7 @@ def agree_on(dest: Store, fingerprint: Fingerprint, model: ModelConfig, kept: It
             "fingerprint": fingerprint.to_dict(),
             "model": asdict(model),
             "kept": columns,
+            "parameters": parameters,
         }
         dest.put(schema.DATASET, json.dumps(values, indent=1).encode())
         return

@@ -55,7 +55,7 @@ def dry_run(config: Config, say: Callable[[str], None], dollars_per_hour: float 
     extractor = load_extractor(settle_precision(config.model, dest, budget), config.limits, storage=config.storage)
     cut = make_cut(config.job, budget, extractor.outputs, extractor.preprocessor.image_bytes)
     features = largest_chunk(cut, extractor.outputs, manifest)
-    budget = make_budget(config.job, this_machine(), can_grow=False, features=features)
+    budget = make_budget(config.job, this_machine(), can_grow=False, features=features, parameters=extractor.parameters)
     fingerprint = extractor.fingerprint
     say(f"model        {fingerprint.model}, {fingerprint.precision}, weights {fingerprint.weights[:16]}")
     say(f"transform    {fingerprint.transform}, {fingerprint.implementation}")

@@ -41,6 +41,7 @@ class Extractor:
 
     Attributes:
         outputs: the feature columns, in their order.
+        parameters: numbers that the model learnt, its own classifier's among them.
         class_names: the name of each class, where there are classes and timm knows them; None otherwise.
         patch_grid: rows and columns of an image's patch tokens, where there are patches and they form a grid.
 
@@ -62,6 +63,7 @@ class Extractor:
         self.preprocessor = preprocessor
         self.fingerprint = fingerprint
         self.outputs: tuple[pa.Field, ...] = outputs.fields
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.class_names = outputs.class_names
         self.patch_grid = outputs.patch_grid
         self.device = device

@@ -7,7 +7,7 @@ fingerprint than the job's.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +18,21 @@ if TYPE_CHECKING:
     from pipeline.extractor import Extractor
     from pipeline.fingerprint import Fingerprint
     from pipeline.preprocess import Preprocessor
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a job computes, and with what.
+
+    Attributes:
+        fingerprint: of every row.
+        preprocessor: what prepares its images; None where the extractor was not made for it.
+        parameters: of the model; None where the dataset does not say.
+    """
+
+    fingerprint: Fingerprint
+    preprocessor: Preprocessor | None
+    parameters: int | None
 
 
 def recorded(config: ModelConfig, existing: DatasetInfo | None, *, on_gpu: bool) -> DatasetInfo | None:
@@ -35,12 +50,12 @@ def recorded(config: ModelConfig, existing: DatasetInfo | None, *, on_gpu: bool)
     return existing if by_name and asked == existing.model else None
 
 
-def identify(known: DatasetInfo | None, make: Callable[[], Extractor]) -> tuple[Fingerprint, Preprocessor | None]:
-    """The fingerprint of the job, and what prepares its images, where the extractor had to be made for it."""
+def identify(known: DatasetInfo | None, make: Callable[[], Extractor]) -> Identity:
+    """What a known dataset says, else the extractor itself, which is made for it."""
     if known is not None:
-        return known.fingerprint, None
+        return Identity(known.fingerprint, None, known.parameters)
     extractor = make()
-    return extractor.fingerprint, extractor.preprocessor
+    return Identity(extractor.fingerprint, extractor.preprocessor, extractor.parameters)
 
 
 def load(config: ModelConfig, limits: ImageLimits, storage: StorageConfig) -> Extractor:

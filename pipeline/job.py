@@ -88,14 +88,15 @@ def run_job(
         make = functools.partial(
             factory or functools.partial(load, limits=config.limits, storage=config.storage), model
         )
-        fingerprint, preprocessor = identify(known, make)
+        identity = identify(known, make)
+        fingerprint, preprocessor = identity.fingerprint, identity.preprocessor
         stack.enter_context(Lease(dest, config.job.lease_ttl_s, say, on_lost=stop.set))
         kept = kept_columns(dest) if retry else kept_fields(config.sources, config.listing, config.storage)
-        agree_on(dest, fingerprint, model, kept)
+        agree_on(dest, fingerprint, model, kept, identity.parameters)
         outputs = [parse_output(text) for text in fingerprint.outputs]
         cut = make_cut(config.job, budget, outputs, preprocessor.image_bytes if preprocessor else 0)
         features = largest_chunk(cut, outputs, load_manifest(open_store(config.dest, config.storage)))
-        budget = fit(features=features)
+        budget = fit(features=features, parameters=identity.parameters)
         for note in budget.notes:
             say(f"note: {note}")
 

@@ -1,7 +1,7 @@
 """The memory that a job's workers are declared with, so that Ray places no more of them than there is room for.
 
 Ray counts a worker without a declaration as nothing, and ends workers when a node runs out. What wide rows add was
-measured (docs/performance.md, "Wide rows").
+measured (docs/performance.md, "Wide rows"), and what larger models add ("Larger models").
 """
 
 from __future__ import annotations
@@ -22,10 +22,22 @@ _COPIES = 3
 """Times that a chunk's features are in memory at most: as columns, as the bytes of a file, and half of that for what
 Parquet and the heap need beside; 2.5 were measured."""
 
+_PARAMETERS = 22_056_576
+"""Of the default model, whose actor was measured."""
 
-def actor_memory(features: int) -> int:
-    """Bytes for an actor, of chunks of so many feature bytes."""
-    return _ACTOR + _CHUNKS * _COPIES * features
+_PARAMETER = 8
+"""Bytes that each further one takes."""
+
+
+def actor_memory(features: int, parameters: int | None = None) -> int:
+    """Bytes for an actor.
+
+    Args:
+        features: feature bytes of its largest chunk.
+        parameters: of its model; None where nobody knows, and stands for the default model.
+    """
+    larger = max(0, (parameters or 0) - _PARAMETERS)
+    return _ACTOR + _PARAMETER * larger + _CHUNKS * _COPIES * features
 
 
 def seal_memory(features: int) -> int:

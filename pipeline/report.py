@@ -94,6 +94,7 @@ def figures(name: str, run: Mapping[str, Any], dollars_per_hour: float | None) -
         "rejects": rejects,
         "rejects_by_reason": dict(Counter(run["rejects"]).most_common()),
         **{key: run[key] for key in ("chunks", "retries", "images_per_second", "actors", "actor_seconds", "budget")},
+        "batch_sizes": run.get("batch_sizes", {}),  # early logs lack it
         "stages": {
             stage: {
                 "seconds_per_image": _ratio(run[f"{stage}_seconds"], rows),

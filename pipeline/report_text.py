@@ -39,7 +39,13 @@ def summary(report: Figures) -> Rows:
             ),
         ),
         ("rejects", counts(report["rejects_by_reason"])),
-        ("speed", f"{report['images_per_second']:,.2f} images/s with {report['actors']:,} actor(s)"),
+        (
+            "speed",
+            (
+                f"{report['images_per_second']:,.2f} images/s with {report['actors']:,} actor(s)"
+                f"{_batches(report['batch_sizes'])}"
+            ),
+        ),
         ("bytes", f"{size(report['bytes_read'])} read, {size(report['bytes_written'])} written"),
         ("requests", counts(report["requests"], upper=True)),
         ("bound by", f"{report['bound_by'] or 'nothing in particular'}: {report['bound_because']}"),
@@ -94,6 +100,13 @@ def size(number: float) -> str:
         number /= 1024
         unit += 1
     return f"{number:,.1f} {_UNITS[unit]}" if unit else f"{number:,.0f} {_UNITS[0]}"
+
+
+def _batches(sizes: Mapping[str, int]) -> str:
+    """Images of one forward, and of how many actors where they differ."""
+    if len(sizes) < 2:
+        return "".join(f", batches of {size}" for size in sizes)
+    return f", batches of {', '.join(f'{size} ({actors:,})' for size, actors in sizes.items())}"
 
 
 def _number(value: float | None, factor: float) -> str:

@@ -87,6 +87,7 @@ class RunLog:
         self._rejects: Counter[str] = Counter()
         self._requests: Counter[str] = Counter()
         self._spans: dict[str, tuple[float, float]] = {}
+        self._batch_sizes: dict[str, int] = {}
         self.budget: Budget | None = None
         self._chunks = self._retries = 0
 
@@ -98,6 +99,7 @@ class RunLog:
         self.count(result.requests)
         first, last = self._spans.get(result.worker, (result.started, result.ended))
         self._spans[result.worker] = min(first, result.started), max(last, result.ended)
+        self._batch_sizes[result.worker] = result.batch_size
         self._chunks += 1
         self._retries += result.attempt - 1
 
@@ -141,6 +143,7 @@ class RunLog:
             "actors": len(self._spans),
             # From an actor's first chunk to the end of its last: what its busy seconds are fractions of.
             "actor_seconds": round(sum(last - first for first, last in self._spans.values()), 3),
+            "batch_sizes": dict(sorted(Counter(self._batch_sizes.values()).items())),
             "budget": {name: getattr(self.budget, name) for name in _BUDGET} if self.budget else None,
             "requests": dict(self._requests),
             **{name: round(value, 6) for name, value in self._sums.items()},

@@ -11,6 +11,7 @@ import pyarrow as pa
 from pipeline.actor import ChunkWorker, WorkerConfig
 from pipeline.commit import build_chunk, commit_chunk
 from pipeline.config import ImageLimits, ModelConfig, SourceConfig, StorageConfig
+from pipeline.cut import Cut
 from pipeline.dataset import agree_on
 from pipeline.errors import RejectError
 from pipeline.fingerprint import Fingerprint
@@ -18,6 +19,7 @@ from pipeline.generation import Listing, write_generation
 from pipeline.located import Located
 from pipeline.manifest import Manifest, ManifestReader
 from pipeline.origin import roots
+from pipeline.preprocess import PreprocessConfig
 from pipeline.read import read_chunk
 from pipeline.schema import MANIFEST_SCHEMA, embedding_field
 from pipeline.seal import clean_up, seal_shard
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from pipeline.cut import Cut
     from pipeline.extractor import Extractor
 
 MODEL = ModelConfig(name="test_vit", weights="random:0", precision="fp32")
@@ -36,6 +37,23 @@ MODEL = ModelConfig(name="test_vit", weights="random:0", precision="fp32")
 
 LIMITS = ImageLimits()
 STORAGE = StorageConfig()
+
+CROPS = PreprocessConfig(
+    height=32,
+    width=32,
+    crop_pct=1.0,
+    crop_mode="center",
+    interpolation="bicubic",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    implementation="fast",
+)
+"""Small ones from the centre."""
+
+WORKER = WorkerConfig(
+    batch_size=4, decode_threads=2, forward_streams=2, forward_threads=1, decode_timeout_s=60, poison_attempts=3
+)
+"""Of a machine with two cores."""
 
 DIM = 4
 FINGERPRINT = Fingerprint(
@@ -57,13 +75,7 @@ def extract(source_url: str, dest_url: str, extractor: Extractor, cut: Cut, keep
     agree_on(dest, extractor.fingerprint, MODEL, kept_fields([source_url], listing, STORAGE))
     names = source_names([source_url], STORAGE)
     manifest = write_generation(dest, None, Listing(names), list_rows([source_url], listing, STORAGE), cut)
-    worker = ChunkWorker(
-        extractor,
-        dest,
-        WorkerConfig(
-            batch_size=4, decode_threads=2, forward_streams=2, forward_threads=1, decode_timeout_s=60, poison_attempts=3
-        ),
-    )
+    worker = ChunkWorker(extractor, dest, WORKER)
     reader = ManifestReader(dest)
     for shard, listed in enumerate(manifest.shards):
         for chunk in range(len(listed.chunks)):
@@ -71,6 +83,19 @@ def extract(source_url: str, dest_url: str, extractor: Extractor, cut: Cut, keep
         seal_shard(dest, shard, listed, extractor.fingerprint)
     clean_up(dest, set(range(len(manifest.shards))))
     return manifest
+
+
+def listed(folder: Path, dest: Store, cut: Cut) -> Manifest:
+    """The manifest of a folder's images."""
+    root = open_store(str(folder), STORAGE).root
+    return write_generation(dest, None, Listing((root,)), list_rows([root]), cut)
+
+
+def only_chunk(folder: Path, dest: Path, max_bytes: int = 1 << 20) -> pa.Table:
+    """All images of a folder as the one chunk of a new dataset, read."""
+    store = open_store(str(dest), STORAGE)
+    listed(folder, store, Cut(1000, 1 << 26, 1000))
+    return read_chunk(ManifestReader(store), open_store(str(folder), STORAGE), 0, 0, max_bytes)
 
 
 @dataclass(frozen=True, slots=True)

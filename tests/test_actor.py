@@ -11,19 +11,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import simplejpeg
+from datasets import WORKER, only_chunk
 
 from pipeline.actor import ChunkWorker, WorkerConfig
 from pipeline.chunk_result import ChunkResult
 from pipeline.chunkrow import decode_row, images
 from pipeline.config import ImageLimits, ModelConfig, StorageConfig
-from pipeline.cut import Cut
 from pipeline.errors import InterruptedJobError
 from pipeline.extractor import Extractor, load_extractor
-from pipeline.generation import Listing, write_generation
-from pipeline.manifest import ManifestReader
 from pipeline.preflight import until
-from pipeline.read import read_chunk
-from pipeline.source import list_rows
 from pipeline.storage import open_store
 
 if TYPE_CHECKING:
@@ -31,10 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
-
-CONFIG = WorkerConfig(
-    batch_size=4, decode_threads=2, forward_streams=2, forward_threads=1, decode_timeout_s=60.0, poison_attempts=3
-)
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +39,11 @@ def row(tmp_path: Path, photographs: Mapping[str, bytes]) -> pa.Table:
     """A chunk of ten images, the fourth of which is no image."""
     paths = jobs.write_corpus(tmp_path / "photos", photographs, 10)
     sorted(paths)[3].write_bytes(b"no image")
-    source, dest = (open_store(str(tmp_path / name), StorageConfig()) for name in ("photos", "out"))
-    write_generation(dest, None, Listing((source.root,)), list_rows([source.root]), Cut(10, 1 << 20, 1000))
-    return read_chunk(ManifestReader(dest), source, 0, 0, 1 << 20)
+    return only_chunk(tmp_path / "photos", tmp_path / "out")
 
 
 def process(
-    extractor: Extractor, row: pa.Table, folder: Path, config: WorkerConfig = CONFIG, attempt: int = 1
+    extractor: Extractor, row: pa.Table, folder: Path, config: WorkerConfig = WORKER, attempt: int = 1
 ) -> tuple[ChunkResult, list[dict[str, Any]]]:
     worker = ChunkWorker(extractor, open_store(str(folder), StorageConfig()), config)
     result = worker.process(row, attempt)
@@ -79,7 +69,7 @@ def test_with_two_batches_in_hand_as_on_a_gpu_the_rows_are_the_same(
     extractor: Extractor, row: pa.Table, tmp_path: Path
 ) -> None:
     _, expected = process(extractor, row, tmp_path / "a")
-    config = replace(CONFIG, batch_size=2, forward_streams=1, forward_depth=2)
+    config = replace(WORKER, batch_size=2, forward_streams=1, forward_depth=2)
     _, found = process(extractor, row, tmp_path / "b", config)
     assert_same_rows(found, expected)
 

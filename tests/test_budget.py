@@ -236,6 +236,15 @@ def test_memory_is_declared_for_the_features_of_two_chunks_in_an_actor_and_of_on
     assert wide.memory_per_read == narrow.memory_per_read
 
 
+def test_memory_is_declared_for_a_larger_model_than_the_default_one() -> None:
+    unknown, small, usual, large = (
+        make_budget(JobConfig(), [node(2)], can_grow=False, parameters=number).memory_per_actor
+        for number in (None, 5_000_000, 22_056_576, 304_368_640)
+    )
+    assert unknown == small == usual
+    assert large - usual >= 2 * 4 * (304_368_640 - 22_056_576)  # measured: docs/performance.md
+
+
 def test_a_read_is_declared_with_its_process_beside_two_chunks() -> None:
     small, usual = (make_budget(JobConfig(chunk_bytes=size), [node(2)], can_grow=False) for size in (1, 64 * MIB))
     assert small.memory_per_read > 131 * MIB  # measured

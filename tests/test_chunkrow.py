@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import jobs
 import numpy as np
 import pytest
+from datasets import CROPS, only_chunk
 
 from pipeline.chunkrow import decode_row, decode_rows, images
-from pipeline.config import ImageLimits, StorageConfig
-from pipeline.cut import Cut
+from pipeline.config import ImageLimits
 from pipeline.errors import RejectError
-from pipeline.generation import Listing, write_generation
-from pipeline.manifest import ManifestReader
 from pipeline.prepared import Prepared
-from pipeline.preprocess import PreprocessConfig, Preprocessor
-from pipeline.read import CHUNK_ROW_SCHEMA, read_chunk
-from pipeline.source import list_rows
-from pipeline.storage import open_store
+from pipeline.preprocess import Preprocessor
+from pipeline.read import CHUNK_ROW_SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,16 +23,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-CONFIG = PreprocessConfig(
-    height=48,
-    width=32,
-    crop_pct=1.0,
-    crop_mode="center",
-    interpolation="bicubic",
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    implementation="fast",
-)
+CONFIG = replace(CROPS, height=48)
 PREPROCESSOR = Preprocessor(CONFIG, ImageLimits())
 
 
@@ -45,9 +33,7 @@ def row(tmp_path: Path, photographs: Mapping[str, bytes]) -> pa.Table:
     paths = jobs.write_corpus(tmp_path / "photos", photographs, 6)
     paths[1].write_bytes(bytes(200_000))
     paths[3].write_bytes(b"no image")
-    source, dest = (open_store(str(tmp_path / name), StorageConfig()) for name in ("photos", "out"))
-    write_generation(dest, None, Listing((source.root,)), list_rows([source.root]), Cut(10, 1 << 20, 1000))
-    return read_chunk(ManifestReader(dest), source, 0, 0, 100_000)
+    return only_chunk(tmp_path / "photos", tmp_path / "out", max_bytes=100_000)
 
 
 def prepared(row: pa.Table) -> list[Prepared | RejectError]:

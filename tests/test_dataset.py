@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from pipeline.dataset import agree_on, count_rejects, load_info
 from pipeline.errors import NotFoundError, UsageError
 from pipeline.footer import read_footer, read_footers
 from pipeline.local import LocalStore
+from pipeline.schema import DATASET
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +30,17 @@ def test_a_description_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     info = load_info(dest)
     assert info is not None
     assert (info.fingerprint, info.model) == (FINGERPRINT, MODEL)
+
+
+def test_a_description_says_how_large_the_model_is_where_that_was_recorded(tmp_path: Path) -> None:
+    dest = LocalStore(str(tmp_path))
+    agree_on(dest, FINGERPRINT, MODEL, parameters=22_056_576)
+    info = load_info(dest)
+    assert info is not None
+    assert info.parameters == 22_056_576
+    early = {name: value for name, value in json.loads(dest.get(DATASET)).items() if name != "parameters"}
+    dest.put(DATASET, json.dumps(early).encode())
+    assert load_info(dest) == replace(info, parameters=None)
 
 
 def test_the_first_description_stays(tmp_path: Path) -> None:

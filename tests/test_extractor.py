@@ -266,6 +266,10 @@ def test_the_column_is_as_wide_as_the_models_own_head_makes_it(name: str, width:
     assert extractor.forward([np.zeros((224, 224, 3), np.uint8)])["embedding"].shape == (1, width)
 
 
+def test_parameters_are_counted_as_published(small: Extractor) -> None:
+    assert small.parameters == 5_717_416 - (192 + 1) * 1000  # of vit_tiny_patch16_224, without its classifier
+
+
 def test_batch_norms_keep_their_statistics_in_float32(trained_efficientnet: Path) -> None:
     config = ModelConfig("tf_efficientnet_lite0", str(trained_efficientnet), precision="bf16")
     state = load_extractor(config, LIMITS, CPU)._model.state_dict()

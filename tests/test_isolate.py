@@ -10,27 +10,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from datasets import CROPS
 
 from pipeline.config import ImageLimits
 from pipeline.errors import RejectError
 from pipeline.isolate import IsolatedPreprocessor
-from pipeline.preprocess import PreprocessConfig, Preprocessor
+from pipeline.preprocess import Preprocessor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.prepared import Prepared
 
-CONFIG = PreprocessConfig(
-    height=32,
-    width=32,
-    crop_pct=1.0,
-    crop_mode="center",
-    interpolation="bicubic",
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    implementation="fast",
-)
 KILLER, SLEEPER = b"this one kills", b"this one sleeps"
 
 
@@ -47,14 +38,14 @@ class Fragile(Preprocessor):
 
 @pytest.fixture(scope="module")
 def isolated() -> Iterator[IsolatedPreprocessor]:
-    with IsolatedPreprocessor(Fragile(CONFIG, ImageLimits()), timeout_s=120.0) as preprocessor:
+    with IsolatedPreprocessor(Fragile(CROPS, ImageLimits()), timeout_s=120.0) as preprocessor:
         yield preprocessor
 
 
 def test_a_good_image_is_prepared_as_without_isolation(
     isolated: IsolatedPreprocessor, photographs: dict[str, bytes]
 ) -> None:
-    expected = Preprocessor(CONFIG, ImageLimits()).prepare(photographs["rocket.jpg"])
+    expected = Preprocessor(CROPS, ImageLimits()).prepare(photographs["rocket.jpg"])
     actual = isolated.prepare(photographs["rocket.jpg"])
     np.testing.assert_array_equal(actual.pixels, expected.pixels)
     assert (actual.width, actual.height) == (640, 427)
@@ -62,7 +53,7 @@ def test_a_good_image_is_prepared_as_without_isolation(
 
 def test_a_bad_image_is_rejected_as_without_isolation(isolated: IsolatedPreprocessor) -> None:
     with pytest.raises(RejectError) as expected:
-        Preprocessor(CONFIG, ImageLimits()).prepare(b"no image")
+        Preprocessor(CROPS, ImageLimits()).prepare(b"no image")
     with pytest.raises(RejectError) as actual:
         isolated.prepare(b"no image")
     assert actual.value.args == expected.value.args
@@ -79,11 +70,11 @@ def test_an_image_that_kills_its_process_is_rejected_alone(
 
 
 def test_an_image_that_hangs_is_rejected_alone(photographs: dict[str, bytes]) -> None:
-    with IsolatedPreprocessor(Fragile(CONFIG, ImageLimits()), timeout_s=0.5) as impatient:
+    with IsolatedPreprocessor(Fragile(CROPS, ImageLimits()), timeout_s=0.5) as impatient:
         with pytest.raises(RejectError, match=r"more than 0\.5 s") as caught:
             impatient.prepare(SLEEPER)
         assert (caught.value.stage, caught.value.error) == ("decode", "Timeout")
-    with IsolatedPreprocessor(Fragile(CONFIG, ImageLimits()), timeout_s=120.0) as patient:
+    with IsolatedPreprocessor(Fragile(CROPS, ImageLimits()), timeout_s=120.0) as patient:
         assert patient.prepare(photographs["rocket.jpg"]).width == 640
 
 
@@ -97,7 +88,7 @@ class SlowToLoad(Preprocessor):
 
 def test_no_image_pays_for_the_start_of_the_process() -> None:
     with (
-        IsolatedPreprocessor(SlowToLoad(CONFIG, ImageLimits()), timeout_s=5.0) as preprocessor,
+        IsolatedPreprocessor(SlowToLoad(CROPS, ImageLimits()), timeout_s=5.0) as preprocessor,
         pytest.raises(RejectError) as caught,
     ):
         preprocessor.prepare(b"no image")
@@ -106,7 +97,7 @@ def test_no_image_pays_for_the_start_of_the_process() -> None:
 
 def test_the_process_ends_with_the_block(photographs: dict[str, bytes]) -> None:
     before = multiprocessing.active_children()
-    with IsolatedPreprocessor(Preprocessor(CONFIG, ImageLimits()), timeout_s=120.0) as preprocessor:
+    with IsolatedPreprocessor(Preprocessor(CROPS, ImageLimits()), timeout_s=120.0) as preprocessor:
         preprocessor.prepare(photographs["rocket.jpg"])
         (process,) = set(multiprocessing.active_children()) - set(before)
     assert not process.is_alive()

@@ -82,6 +82,12 @@ def test_the_run_is_on_record(undisturbed: tuple[Path, str]) -> None:
     assert run["prepare_cpu_seconds"] > 0
 
 
+def test_the_description_counts_the_models_parameters(undisturbed: tuple[Path, str]) -> None:
+    model = timm.create_model("test_vit", num_classes=0)
+    description = json.loads((undisturbed[0] / "_raysight/dataset.json").read_text())
+    assert description["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+
+
 def test_report_has_its_figures_without_ray(undisturbed: tuple[Path, str]) -> None:
     code, output = jobs.run("report", undisturbed[0], "--format", "json", "--dollars-per-hour", "3.6")
     assert code == 0, output

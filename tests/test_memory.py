@@ -8,6 +8,7 @@ from __future__ import annotations
 import tracemalloc
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jobs
@@ -15,36 +16,32 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import WORKER, listed
 
-from pipeline.actor import ChunkWorker, WorkerConfig
+from pipeline.actor import ChunkWorker
 from pipeline.budget import make_budget
 from pipeline.cluster import Node
 from pipeline.config import ImageLimits, JobConfig, ModelConfig, StorageConfig
 from pipeline.cut import Cut
 from pipeline.dataset import DatasetInfo
 from pipeline.extractor import Extractor, load_extractor
-from pipeline.generation import Listing, write_generation
 from pipeline.inspection import check_structure
 from pipeline.manifest import Manifest, ManifestReader
 from pipeline.preflight import largest_chunk, make_cut
 from pipeline.read import read_chunk
 from pipeline.schema import describe_output, patches_field, row_bytes
 from pipeline.seal import seal_shard
-from pipeline.source import list_rows
 from pipeline.storage import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from pipeline.storage import Store
 
 ROWS, TOKENS, WIDTH = 40, 1369, 384
 FIELD = patches_field(TOKENS, WIDTH)
 FEATURES = (ROWS - 1) * row_bytes([FIELD])
-CONFIG = WorkerConfig(
-    batch_size=2, decode_threads=2, forward_streams=2, forward_threads=1, decode_timeout_s=60.0, poison_attempts=3
-)
+CONFIG = replace(WORKER, batch_size=2)
 COPIES = 3
 """What ``pipeline.memory`` counts with; the columns and the bytes of their file are two."""
 
@@ -94,7 +91,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, photographs: Mapping[str, 
     paths = jobs.write_corpus(folder / "photos", photographs, ROWS)
     sorted(paths)[4].write_bytes(b"no image")
     source, dest = (open_store(str(folder / name), StorageConfig()) for name in ("photos", "out"))
-    manifest = write_generation(dest, None, Listing((source.root,)), list_rows([source.root]), Cut(ROWS, 1 << 26, 1000))
+    manifest = listed(folder / "photos", dest, Cut(ROWS, 1 << 26, 1000))
     return dest, manifest, read_chunk(ManifestReader(dest), source, 0, 0, 1 << 20)
 
 
@@ -125,8 +122,7 @@ def test_verify_holds_one_row_group_of_a_wide_shard_at_a_time(
 ) -> None:
     source = open_store(dataset[1].shards[0].source, StorageConfig())
     dest, chunk = open_store(str(tmp_path), StorageConfig()), ROWS // 8
-    listing = Listing((source.root,))
-    manifest = write_generation(dest, None, listing, list_rows([source.root]), Cut(chunk, 1 << 26, 1000))
+    manifest = listed(Path(source.root), dest, Cut(chunk, 1 << 26, 1000))
     worker = ChunkWorker(wide, dest, CONFIG)
     for number in range(8):
         worker.process(read_chunk(ManifestReader(dest), source, 0, number, 1 << 20))

@@ -23,6 +23,7 @@ from pipeline.cut import Cut
 from pipeline.errors import UnavailableError
 from pipeline.manifest import load_manifest
 from pipeline.report import bound, busy_fractions, figures, load_runs
+from pipeline.report_text import summary
 from pipeline.runlog import RunLog
 from pipeline.storage import open_store
 from serve.cli import main
@@ -57,6 +58,7 @@ CHUNK = ChunkResult(
     started=100.0,
     ended=110.0,
     requests={"get": 10, "put": 1},
+    batch_size=64,
 )
 
 BUDGET = make_budget(JobConfig(decode_threads=2), [Node(4.0, 1.0, 64 << 30)], can_grow=False)
@@ -129,6 +131,23 @@ def test_actors_add_up_each_by_its_own_clock(tmp_path: Path) -> None:
     write_log(tmp_path, CHUNK, replace(CHUNK, worker="b:1", started=90_000.0, ended=90_015.0))
     (run,) = load_runs(open_store(str(tmp_path), STORAGE)).values()
     assert (run["actors"], run["actor_seconds"]) == (2, 10 + 15)
+
+
+def test_the_images_of_a_forward_are_told_for_each_actor(tmp_path: Path) -> None:
+    write_log(tmp_path, CHUNK, replace(CHUNK, chunk=1), replace(CHUNK, worker="b:1", batch_size=16))
+    (run,) = load_runs(open_store(str(tmp_path), STORAGE)).values()
+    report = figures("it", run, None)
+    assert report["batch_sizes"] == {"16": 1, "64": 1}
+    assert dict(summary(report))["speed"].endswith("with 2 actor(s), batches of 16 (1), 64 (1)")
+
+
+def test_a_log_from_before_batches_were_recorded_is_reported_without_them(one: dict[str, Any]) -> None:
+    with_size, without = (
+        dict(summary(figures("it", run, None)))["speed"]
+        for run in (one, {name: value for name, value in one.items() if name != "batch_sizes"})
+    )
+    assert with_size.endswith("with 1 actor(s), batches of 64")
+    assert without.endswith("with 1 actor(s)")
 
 
 def test_a_million_images_cost_what_their_hours_cost(one: dict[str, Any]) -> None:

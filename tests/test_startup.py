@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,8 +24,9 @@ from pipeline.dataset import DatasetInfo
 from pipeline.errors import UsageError
 from pipeline.extractor import load_extractor
 from pipeline.identity import load, recorded
-from pipeline.schema import class_fields, describe_output, embedding_field, parse_output, patches_field
+from pipeline.schema import DATASET, class_fields, describe_output, embedding_field, parse_output, patches_field
 from pipeline.worker import ExtractActor, JobSpec
+from serve.cli import main
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,6 +82,17 @@ def test_a_job_that_has_nothing_to_do_imports_nothing_slow(finished: tuple[Path,
     assert code == 0
     assert jobs.last_line(output)["skipped"] == 12
     assert found == []
+
+
+def test_memory_is_declared_for_the_model_that_the_dataset_speaks_of(
+    finished: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, dest = finished[0], tmp_path / "out"
+    shutil.copytree(finished[1], dest)
+    description = dest / DATASET
+    description.write_text(json.dumps(json.loads(description.read_text()) | {"parameters": 10**12}))
+    assert main(["extract", str(source), str(dest), *jobs.MODEL]) == 2
+    assert re.search(r"no node can hold an actor of .* and \d{4}\.\d GiB", capsys.readouterr().err)
 
 
 def test_verify_without_a_sample_imports_nothing_slow(finished: tuple[Path, Path]) -> None:

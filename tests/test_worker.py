@@ -6,8 +6,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import datasets
+import jobs
+
 from pipeline import compiling
 from pipeline.budget import make_budget
+from pipeline.chunk_result import ChunkResult
 from pipeline.cluster import Node
 from pipeline.config import Config, ImageLimits, JobConfig, ModelConfig
 from pipeline.errors import UsageError
@@ -15,6 +19,7 @@ from pipeline.extractor import load_extractor
 from pipeline.worker import ExtractActor, JobSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import pytest
@@ -35,6 +40,14 @@ def test_an_actor_on_a_gpu_finds_its_batch_size_within_the_bound(tmp_path: Path)
     worker = ExtractActor._make_worker(spec(tmp_path, JobConfig(max_batch_size=4)))
     assert worker._config.batch_size in (1, 2, 4)
     assert worker._streams.in_hand == 2
+
+
+def test_the_batch_size_that_was_found_goes_with_every_chunk(tmp_path: Path, photographs: Mapping[str, bytes]) -> None:
+    jobs.write_corpus(tmp_path / "photos", photographs, 3)
+    row = datasets.only_chunk(tmp_path / "photos", tmp_path / "out")
+    worker = ExtractActor._make_worker(spec(tmp_path / "out", JobConfig(max_batch_size=8)))
+    found = ChunkResult.from_row(worker.process(row).to_table().to_pylist()[0])
+    assert found.batch_size == worker._config.batch_size > 0
 
 
 def test_a_batch_size_that_is_given_is_taken(tmp_path: Path) -> None:

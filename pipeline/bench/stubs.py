@@ -29,7 +29,9 @@ SLICE = 384
 
 
 class _Stub(Extractor):
-    """Has no passes over a model."""
+    """Has no model, and no passes over one."""
+
+    parameters = 0
 
     def settle(self, batch_size: int | None, most: int) -> int:
         """Any size is as good as another."""
