@@ -15,15 +15,17 @@ from ray.data.datasource import Datasource, ReadTask
 
 from pipeline.budget import ALLOCATOR
 from pipeline.errors import UnavailableError
+from pipeline.logs import configure
 from pipeline.raystats import ForgetBlockStats
 from pipeline.read import read_chunks
 from pipeline.worker import ExtractActor, JobSpec, decoded_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import pyarrow as pa
 
+    from pipeline.config import Config
     from pipeline.manifest import Manifest
     from pipeline.plan import Pending
 
@@ -73,12 +75,25 @@ class ChunkSource(Datasource):  # type: ignore[misc]  # ray ships no types
             )
         return [
             ReadTask(
-                functools.partial(read, config, source, shard, chunks),
+                functools.partial(_read, config, source, shard, chunks, read, self._spec.labels),
                 BlockMetadata(num_rows=len(chunks), size_bytes=None, input_files=None, exec_stats=None),
                 per_task_row_limit=per_task_row_limit,
             )
             for source, shard, chunks in self._tasks
         ]
+
+
+def _read(
+    config: Config,
+    source: str,
+    shard: int,
+    chunks: Sequence[int],
+    read: Callable[..., Iterator[pa.Table]],
+    fields: Mapping[str, str],
+) -> Iterator[pa.Table]:
+    """What Ray runs: its worker logs as the job does."""
+    configure(config.job.log_format, fields)
+    return read(config, source, shard, chunks)
 
 
 def build_dataset(spec: JobSpec, source: ChunkSource, coordinator: Any) -> ray.data.Dataset:

@@ -10,6 +10,7 @@ import ray
 from pipeline.cluster import free_resources
 from pipeline.counting import CountingStore
 from pipeline.errors import UnavailableError
+from pipeline.logs import configure
 from pipeline.metrics import JOB_METRICS, JobMetrics
 from pipeline.rayerrors import explain
 from pipeline.raymetrics import RayRecorder
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
     from pipeline.worker import JobSpec
 
 
-def _finish(config: Config, shard: int, task: Callable[[Store], None]) -> tuple[int, dict[str, int]]:
+def _finish(
+    config: Config, labels: dict[str, str], shard: int, task: Callable[[Store], None]
+) -> tuple[int, dict[str, int]]:
+    configure(config.job.log_format, labels)
     dest = CountingStore(open_store(config.dest, config.storage))
     task(dest)
     return shard, dest.take()
@@ -55,7 +59,7 @@ class RayWorkers:
     def submit(self, shard: int, task: Callable[[Store], None], cpus: float) -> None:
         """Starts sealing or rewriting a shard."""
         finish = self._finish.options(num_cpus=cpus, memory=self._spec.budget.memory_per_seal)
-        self._running.append(finish.remote(self._spec.config, shard, task))
+        self._running.append(finish.remote(self._spec.config, self._spec.labels, shard, task))
         self._metrics.shards(written=0, in_flight=len(self._running))
 
     def done(self, *, wait: bool = False) -> Iterable[int]:

@@ -5,6 +5,7 @@ Workers import this module by name (``tests/driver.py`` puts its folder on their
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -53,9 +54,10 @@ class TracedExtractor(SlowExtractor):
 
 
 class PoisonedPreprocessor(Preprocessor):
-    """Stands for a decoder with a memory error."""
+    """Stands for a decoder with a memory error, which some library complains about."""
 
     def prepare(self, data: bytes | memoryview) -> Prepared:
+        logging.getLogger("somebody").warning("decoding")
         if POISON in bytes(data):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().prepare(data)
