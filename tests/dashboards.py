@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import promql_parser
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -13,7 +16,15 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 DASHBOARDS = sorted((ROOT / "deploy" / "grafana").glob("*.json"))
 
-_WORDS = {"and", "or", "unless", "bool", "offset", "by", "without", "on", "ignoring", "group_left", "group_right"}
+VARIABLES = {"$__rate_interval": "1m", "$run": ".+"}
+"""What Grafana puts in: the former for a scrape every 15 s, the latter for all runs."""
+
+
+def filled_in(query: str) -> str:
+    """A query as Prometheus gets it."""
+    for name, value in VARIABLES.items():
+        query = query.replace(name, value)
+    return query
 
 
 def queries(dashboard: dict[str, Any]) -> Iterator[str]:
@@ -28,16 +39,30 @@ def queries(dashboard: dict[str, Any]) -> Iterator[str]:
             yield match[1]
 
 
+def parts(query: str | promql_parser.Expr) -> list[promql_parser.Expr]:
+    """All nodes of a query, as a parser of PromQL sees it. ValueError where Prometheus would refuse it."""
+    found: list[promql_parser.Expr] = []
+    tree = promql_parser.parse(filled_in(query)) if isinstance(query, str) else query
+    promql_parser.walk(tree, lambda node: found.append(node) is None)
+    return found
+
+
 def metrics_of(query: str) -> set[str]:
-    """The names of series in a query of PromQL: its words that are no function, label, keyword or string."""
-    query = re.sub(r'"[^"]*"|\[[^]]*\]', "", query)
-    query = re.sub(r"\{[^}]*\}", "", query)
-    query = re.sub(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", " ", query)
-    return {
-        match[1]
-        for match in re.finditer(r"(?<![\w:.])([a-zA-Z_:][\w:]*)(?![\w:]|\s*\()", query)
-        if match[1] not in _WORDS
-    }
+    """The names of series in a query."""
+    return set(labels_of(query))
+
+
+def labels_of(query: str) -> dict[str, set[str]]:
+    """Name of a series → the labels that a query selects it or groups it by."""
+    labels: defaultdict[str, set[str]] = defaultdict(set)
+    for part in parts(query):
+        if isinstance(part, promql_parser.VectorSelector) and part.name:
+            labels[part.name].update(matcher.name for matcher in part.matchers.matchers)
+        if isinstance(part, promql_parser.AggregateExpr) and part.modifier is not None:
+            for below in parts(part.expr):
+                if isinstance(below, promql_parser.VectorSelector) and below.name:
+                    labels[below.name].update(part.modifier.labels)
+    return labels
 
 
 def unknown(dashboard: dict[str, Any], names: set[str]) -> set[str]:

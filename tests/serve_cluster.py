@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
-from test_deploy_cluster import free_ports
+import yaml
+from deployed import free_ports
+from manifests import KUBERNETES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
     from ray.cluster_utils import Cluster
@@ -30,7 +34,7 @@ _NODE = {"num_cpus": 1, "object_store_memory": 100 << 20}
 class Endpoint:
     """A head that only passes requests on, and workers with a CPU each for the replicas."""
 
-    def __init__(self, cluster: Cluster, port: int, agents: list[int], keys: Path) -> None:
+    def __init__(self, cluster: Cluster, port: int, agents: list[int], folder: Path) -> None:
         from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
         self.cluster = cluster
@@ -38,8 +42,10 @@ class Endpoint:
         self._port = port
         self._workers: list[Any] = []
         self._agents = agents
-        self._keys = keys
-        self._serve = ServeSubmissionClient(f"http://{cluster.webui_url}")
+        self._folder = folder
+        self._dashboard = f"http://{cluster.webui_url}"
+        self._serve = ServeSubmissionClient(self._dashboard)
+        (folder / "api-keys").write_text(hashlib.sha256(KEY.encode()).hexdigest() + "\n")
 
     def add_worker(self) -> None:
         """A node with a CPU, at an address of its own; three in all."""
@@ -52,26 +58,25 @@ class Endpoint:
         self.cluster.remove_node(self._workers[0], allow_graceful=False)
 
     def deploy(self, file: Path, **settings: Any) -> None:
-        """What ``serve deploy`` does: hands over a config file, and does not wait."""
-        from ray.serve.schema import ServeDeploySchema
+        """Hands the serveConfigV2 of the manifests to ``serve deploy``, which does not wait; with these settings.
 
-        config = {
-            "proxy_location": "HeadOnly",
-            "http_options": {"host": "127.0.0.1", "port": self._port},
-            "applications": [
-                {
-                    "name": NAME,
-                    "import_path": "serve.app:build",
-                    "route_prefix": "/",
-                    "args": {
-                        "config": str(file),
-                        "serve.api_keys": str(self._keys),
-                        **{f"serve.{name}": value for name, value in settings.items()},
-                    },
-                }
-            ],
+        One proxy, on the head: those of all nodes would want the same port of this machine.
+        """
+        manifest = yaml.safe_load((KUBERNETES / "base" / "endpoint.yaml").read_text())
+        config = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+        config["proxy_location"] = "HeadOnly"
+        config["http_options"].update(host="127.0.0.1", port=self._port)
+        (application,) = config["applications"]
+        application["args"] = {
+            "config": str(file),
+            "serve.api_keys": str(self._folder / "api-keys"),
+            **{f"serve.{name}": value for name, value in settings.items()},
         }
-        self._serve.deploy_applications(ServeDeploySchema.model_validate(config).model_dump(exclude_unset=True))
+        path = self._folder / "serve.yaml"
+        path.write_text(yaml.safe_dump(config))
+        command = [str(Path(sys.executable).parent / "serve"), "deploy", str(path), "--address", self._dashboard]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def state(self) -> dict[str, Any]:
         """The application as Serve's dashboard describes it; empty before it is there."""
@@ -103,8 +108,6 @@ def endpoint(folder: Path) -> Iterator[Endpoint]:
     """A head without CPUs and two workers with one each, without an application yet."""
     from ray.cluster_utils import Cluster
 
-    keys = folder / "api-keys"
-    keys.write_text(hashlib.sha256(KEY.encode()).hexdigest() + "\n")
     port, dashboard, head, *agents = free_ports(6)
     cluster = Cluster(
         initialize_head=True,
@@ -117,7 +120,7 @@ def endpoint(folder: Path) -> Iterator[Endpoint]:
         },
     )
     try:
-        running = Endpoint(cluster, port, agents, keys)
+        running = Endpoint(cluster, port, agents, folder)
         running.add_worker()
         running.add_worker()
         yield running

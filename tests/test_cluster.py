@@ -138,6 +138,31 @@ def test_a_drained_node_is_handed_no_more_chunks_finishes_those_it_has_and_then_
     assert json.loads(log.read_text())["retries"] == 0
 
 
+def test_a_job_whose_driver_and_nodes_are_told_to_go_at_once_commits_what_is_in_flight_and_ends(
+    cluster: Cluster, token: dict[str, str], corpus: Path, tmp_path: Path
+) -> None:
+    """What a suspended RayJob does to its cluster. Shards of two chunks: there is one to seal, on nodes that drain."""
+    dest = tmp_path / "out"
+    node = start_node(cluster, WORKER_ADDRESSES[0], token)
+    try:
+        jobs.until(lambda: living(cluster) == 2, node, "a worker")
+        process = jobs.start(
+            "extract", corpus, dest, *jobs.MODEL, "--address", cluster.address,
+            "--max-actors", "1", "--cpus-per-actor", "1", "--batch-size", "4",
+            settings={"factory": "slower", "job": {**SMALL, "shard_rows": 8}}, env=token,
+        )  # fmt: skip
+        jobs.until(lambda: jobs.chunks(dest), process, "a committed chunk")
+        node.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        code, output = jobs.finish(process)
+    finally:
+        jobs.kill_tree(node)
+        node.wait()
+    assert code == 4, output
+    (log,) = dest.glob("_raysight/run-*.json")
+    assert json.loads(log.read_text())["outcome"] == "interrupted"
+
+
 def start_node(cluster: Cluster, address: str, env: Mapping[str, str]) -> subprocess.Popen[str]:
     """A worker as in a pod: `ray start --block`, which has a minute to drain after SIGTERM."""
     command = [

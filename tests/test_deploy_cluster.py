@@ -1,42 +1,39 @@
 """What the manifests start, started: on a Ray of this machine, with a bucket on loopback.
 
-`ray start` stands for KubeRay's pods, `ray job submit` for its submitter, and `serve deploy` for how it hands over
-serveConfigV2. The entrypoint is that of the RayJob, letter by letter; so are source and destination. The settings are
-those of the cpu overlay, with a small model and one CPU in place of what this machine does not have.
+`ray start` stands for KubeRay's pods, with the variables that they set for Ray, `ray job submit` for its submitter, and
+`serve deploy` for how it hands over serveConfigV2; `raysight` is deploy/raysight, as in the image. The entrypoint is
+that of the RayJob, letter by letter; so are source and destination. The settings are those of the cpu overlay, with a
+small model and one CPU in place of what this machine does not have.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import os
 import re
 import secrets
 import shlex
-import socket
 import subprocess
 import sys
-import threading
-import time
-import urllib.error
-import urllib.request
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+import guide
 import jobs
 import numpy as np
 import pytest
 import yaml
-from dashboards import DASHBOARDS, documented, load, unknown
-from manifests import one, render, settings_file, toml_path
-from prometheus_client.parser import text_string_to_metric_families
+from dashboards import DASHBOARDS, documented, filled_in, load, queries, unknown
+from deployed import Scraper, fetch, free_ports, until
+from manifests import ROOT, cluster, one, render, settings_file, toml_path
+from prometheus import Prometheus, prometheus
 from s3_server import Bucket, S3Server
 from test_job_s3 import download
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -55,20 +52,13 @@ HERE = {
 }
 
 
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [item.getsockname()[1] for item in sockets]
-
-
 @dataclass(frozen=True)
 class Running:
     """A Ray with a dashboard, and the bucket beside it."""
 
     dashboard: str
     scraper: Scraper
+    prometheus: Prometheus | None
     environment: Mapping[str, str]
     images: Mapping[str, bytes]
     dest: Bucket
@@ -84,13 +74,20 @@ class Running:
         return done.stdout + done.stderr
 
 
+def rays_settings() -> dict[str, str]:
+    """What the head's container sets of Ray."""
+    container = cluster(one(render("cpu"), "RayJob"))["headGroupSpec"]["template"]["spec"]["containers"][0]
+    return {item["name"]: item["value"] for item in container["env"] if item["name"].startswith("RAY_")}
+
+
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, photographs: Mapping[str, bytes]) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("cluster")
     given = settings_file("cpu")
     paths = jobs.write_corpus(folder / "corpus", photographs, IMAGES)
-    keys = folder / "api-keys"
-    keys.write_text(hashlib.sha256(KEY.encode()).hexdigest() + "\n")
+    make_keys = guide.command("printf %s")
+    make_keys[-1] = make_keys[-1].split("&&")[0]  # the rest puts the file into the cluster
+    subprocess.run(make_keys, env={**os.environ, "KEY": KEY}, cwd=folder, check=True)
     with S3Server() as server:
         source, dest = (given[name].removeprefix("s3://").split("/", 1) for name in ("source", "dest"))
         client = server.client()
@@ -102,9 +99,11 @@ def running(tmp_path_factory: pytest.TempPathFactory, photographs: Mapping[str, 
             **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_", "RAYSIGHT_"))},
             **server.environment(),
             **HERE,
-            "PATH": os.pathsep.join([str(BIN), os.environ["PATH"]]),
+            **rays_settings(),
+            "PATH": os.pathsep.join([str(ROOT / "deploy"), str(BIN), os.environ["PATH"]]),
+            "PYTHONPATH": f"{jobs.TESTS}:{ROOT}",
             "RAYSIGHT_CONFIG": str(toml_path("cpu")),
-            "RAYSIGHT_SERVE_API_KEYS": str(keys),
+            "RAYSIGHT_SERVE_API_KEYS": str(folder / "api-keys"),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -122,80 +121,12 @@ def running(tmp_path_factory: pytest.TempPathFactory, photographs: Mapping[str, 
         url = f"http://127.0.0.1:{dashboard}"
         try:
             until(lambda: fetch(f"{url}/api/version", environment)[0] == 200, "the dashboard answers")
-            with Scraper(f"http://127.0.0.1:{metrics}/metrics") as scraper:
-                yield Running(url, scraper, environment, images, Bucket(dest[0], server, client))
+            port_of_metrics = f"127.0.0.1:{metrics}"
+            with Scraper(f"http://{port_of_metrics}/metrics") as scraper, prometheus(folder, port_of_metrics) as asked:
+                yield Running(url, scraper, asked, environment, images, Bucket(dest[0], server, client))
         finally:
             jobs.kill_tree(process)
             process.wait()
-
-
-class Scraper:
-    """Asks a Prometheus port twice a second, as long as the block runs, and keeps what it ever saw."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self.kinds: dict[str, str] = {}
-        """Name of a family, as it is exported → counter, gauge or histogram."""
-        self.last: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
-        """(Name, labels) → the last value of each sample."""
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._ended.wait(0.5):
-            for family in text_string_to_metric_families(fetch(self._url, {"RAY_AUTH_TOKEN": ""})[1].decode()):
-                self.kinds[family.name] = family.type
-                for sample in family.samples:
-                    self.last[sample.name, frozenset(sample.labels.items())] = sample.value
-
-    def kinds_of(self, prefix: str) -> dict[str, str]:
-        """Name, with the ``_total`` of counters, → kind of the families whose name begins so."""
-        return {
-            name + ("_total" if kind == "counter" else ""): kind
-            for name, kind in self.kinds.copy().items()
-            if name.startswith(prefix)
-        }
-
-    def value(self, name: str, **labels: str) -> float:
-        """The sum of the samples with these labels."""
-        return sum(
-            value
-            for (found, own), value in self.last.copy().items()
-            if found == name and labels.items() <= dict(own).items()
-        )
-
-    @property
-    def names(self) -> set[str]:
-        """Of all samples, as a query names them."""
-        return {name for name, _ in self.last.copy()}
-
-
-def fetch(url: str, environment: Mapping[str, str], data: bytes | None = None, **headers: str) -> tuple[int, bytes]:
-    """Status and body; 0 when nobody answers."""
-    token = {"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"}
-    request = urllib.request.Request(url, data, {**token, **headers})
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return answer.status, answer.read()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read()
-    except OSError:
-        return 0, b""
-
-
-def until(condition: Callable[[], bool], what: str, found: Callable[[], object] = lambda: None) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, f"never: {what}; but {found()}"
-        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
@@ -221,16 +152,88 @@ def test_the_entrypoint_turns_a_bucket_of_images_into_rows(
     assert rows.keys() == running.images.keys()
 
 
-def test_the_same_entrypoint_again_has_nothing_to_do(running: Running, rows: dict[str, np.ndarray[Any, Any]]) -> None:
-    entrypoint = one(render("cpu"), "RayCronJob")["spec"]["jobTemplate"]["entrypoint"]
-    output = running.run("ray", "job", "submit", "--address", running.dashboard, "--", *shlex.split(entrypoint))
-    assert f"rows=0 rejects=0 skipped={len(rows)}" in output
+def test_the_command_of_the_guide_finds_the_same_job_done(
+    running: Running, rows: dict[str, np.ndarray[Any, Any]]
+) -> None:
+    submit = guide.command("RAY_AUTH_MODE=token ray job submit", here=running.dashboard.removeprefix("http://"))
+    assert f"rows=0 rejects=0 skipped={len(rows)}" in running.run(*submit)
 
 
 def test_without_the_token_nobody_submits_a_job(running: Running) -> None:
     stranger = {**running.environment, "RAY_AUTH_TOKEN": "0" * 64}
     assert fetch(f"{running.dashboard}/api/jobs/", running.environment)[0] == 200
     assert fetch(f"{running.dashboard}/api/jobs/", stranger)[0] in (401, 403)
+
+
+class Stoppable:
+    """A job of many small chunks that takes its time, submitted again and again."""
+
+    def __init__(self, running: Running, folder: Path, photographs: Mapping[str, bytes]) -> None:
+        from ray.job_submission import JobSubmissionClient
+
+        self.running = running
+        self.corpus, self.dest = folder / "corpus", folder / "out"
+        self.paths = jobs.write_corpus(self.corpus, photographs, 64)
+        token = {"Authorization": f"Bearer {running.environment['RAY_AUTH_TOKEN']}"}
+        self.client = JobSubmissionClient(running.dashboard, headers=token)
+
+    def submit(self, name: str, *options: str, **settings: object) -> str:
+        """What ``ray job submit`` prints."""
+        words = [sys.executable, str(jobs.TESTS / "driver.py"), json.dumps({"job": {"chunk_rows": 4}, **settings})]
+        words += ["extract", str(self.corpus), str(self.dest), "--batch-size", "4"]
+        return self.running.run(
+            "ray", "job", "submit", "--address", self.running.dashboard, "--submission-id", name, *options, "--", *words
+        )
+
+    def begin(self, name: str) -> int:
+        """Submits it, and returns how many chunks there are once two more are committed."""
+        before = len(jobs.chunks(self.dest))
+        self.submit(name, "--no-wait", factory="slower")
+        until(lambda: len(jobs.chunks(self.dest)) >= before + 2, "two more chunks", lambda: self.log(name))
+        return len(jobs.chunks(self.dest))
+
+    def log(self, name: str) -> str:
+        text: str = self.client.get_job_logs(name)
+        return text
+
+
+@pytest.fixture(scope="module")
+def stoppable(
+    running: Running, tmp_path_factory: pytest.TempPathFactory, photographs: Mapping[str, bytes]
+) -> Stoppable:
+    return Stoppable(running, tmp_path_factory.mktemp("stoppable"), photographs)
+
+
+INTERRUPTED = "interrupted; what is committed stays. The same command goes on from there"
+
+
+def test_before_its_pod_ends_a_head_ends_its_jobs_which_keep_what_is_committed_and_count_as_failed(
+    stoppable: Stoppable,
+) -> None:
+    """The preStop hook of the RayJob's head, with this dashboard's port. KubeRay tries again what has failed."""
+    head = cluster(one(render("cpu"), "RayJob"))["headGroupSpec"]["template"]["spec"]["containers"][0]
+    _, script, _, seconds = head["lifecycle"]["preStop"]["exec"]["command"]
+    there = stoppable.begin("evicted")
+    stoppable.running.run("python", str(ROOT / "deploy" / Path(script).name), stoppable.running.dashboard, seconds)
+    info = stoppable.client.get_job_info("evicted")
+    assert (info.status.value, info.driver_exit_code) == ("FAILED", 4)
+    assert INTERRUPTED in stoppable.log("evicted")
+    assert there <= len(jobs.chunks(stoppable.dest)) < 16
+
+
+def test_ray_job_stop_lets_what_is_in_flight_commit(stoppable: Stoppable) -> None:
+    stop = guide.command("RAY_AUTH_MODE=token ray job stop", here=stoppable.running.dashboard.removeprefix("http://"))
+    name = stop[-1].split()[-1]
+    there = stoppable.begin(name)
+    stoppable.running.run(*stop)
+    assert INTERRUPTED in stoppable.log(name)
+    assert there <= len(jobs.chunks(stoppable.dest)) < 16
+
+
+def test_a_job_that_was_ended_twice_goes_on_when_it_is_submitted_again(stoppable: Stoppable) -> None:
+    done = 4 * len(jobs.chunks(stoppable.dest))
+    assert f"rows={64 - done} rejects=0 skipped={done}" in stoppable.submit("again")
+    assert jobs.features(stoppable.dest).keys() == {str(path) for path in stoppable.paths}
 
 
 @pytest.fixture(scope="module")
@@ -244,10 +247,15 @@ def endpoint(running: Running, tmp_path_factory: pytest.TempPathFactory) -> str:
     running.run("serve", "deploy", str(path), "--address", running.dashboard)
     url = f"http://127.0.0.1:{port}"
     until(lambda: fetch(f"{url}/readyz", running.environment)[0] == 200, "the endpoint is ready")
+    assert ask_endpoint(running, url) == 200
+    return url
+
+
+def ask_endpoint(running: Running, url: str) -> int:
+    """The status of an answer for an image."""
     data = next(iter(running.images.values()))
     headers = {"Content-Type": "image/jpeg", "Authorization": f"Bearer {KEY}"}
-    assert fetch(f"{url}/v1/features", running.environment, data, **headers)[0] == 200
-    return url
+    return fetch(f"{url}/v1/features", running.environment, data, **headers)[0]
 
 
 def test_the_serve_config_deploys_an_endpoint_that_answers_with_the_rows_of_the_job(
@@ -261,6 +269,16 @@ def test_the_serve_config_deploys_an_endpoint_that_answers_with_the_rows_of_the_
         np.testing.assert_allclose(vector, rows[uri], rtol=0, atol=1e-5)
     nobody = fetch(f"{endpoint}/v1/features", running.environment, data, **{**headers, "Authorization": "Bearer no"})
     assert nobody[0] == 401
+
+
+def test_the_command_of_the_guide_gets_the_features_of_an_image(
+    running: Running, rows: dict[str, np.ndarray[Any, Any]], endpoint: str, tmp_path: Path
+) -> None:
+    uri, data = next(iter(running.images.items()))
+    (tmp_path / "cat.jpg").write_bytes(data)
+    ask = guide.command("curl --fail", there=endpoint)
+    done = subprocess.run(ask, env={**os.environ, "KEY": KEY}, cwd=tmp_path, capture_output=True, check=True)
+    np.testing.assert_allclose(json.loads(done.stdout)["data"][0]["embedding"], rows[uri], rtol=0, atol=1e-5)
 
 
 def test_rays_port_shows_what_the_document_lists_with_these_types_and_labels(
@@ -285,6 +303,28 @@ def test_each_query_of_the_dashboards_names_what_rays_port_shows(
         "all series of the dashboard",
         lambda: unknown(dashboard, running.scraper.names),
     )
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_each_query_of_the_dashboards_gets_numbers_from_a_prometheus_that_scrapes_rays_port(
+    running: Running, stoppable: Stoppable, endpoint: str, path: Path
+) -> None:
+    """From the job that took its time, and from an endpoint that is asked meanwhile."""
+    if running.prometheus is None:
+        pytest.skip("no prometheus on this machine (Debian's package has it)")
+    if not stoppable.dest.exists():  # this test is run by itself
+        stoppable.submit("alone", factory="slower")
+    open_queries = set(queries(load(path)))
+
+    def answered() -> bool:
+        assert running.prometheus is not None
+        ask_endpoint(running, endpoint)
+        for query in list(open_queries):
+            if any(math.isfinite(value) for values in running.prometheus.values(filled_in(query)) for value in values):
+                open_queries.remove(query)
+        return not open_queries
+
+    until(answered, "numbers for all queries", lambda: open_queries)
 
 
 def test_the_figures_are_those_of_the_run_whose_name_the_log_lines_and_the_dataset_have(

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
+import guide
 import pytest
-from manifests import ROOT, render
-from test_project import tracked_text
+import yaml
+from guide import LABEL, README, commands
+from manifests import ROOT, render, settings_file
 
-README = (ROOT / "deploy" / "README.md").read_text()
 SIZING = (ROOT / "docs" / "sizing.md").read_text()
-LABEL = re.compile(r"# (executed|validated|unverified here): (.+)")
-
-
-def commands() -> list[tuple[str, str]]:
-    """(label's line, command) of all shell blocks."""
-    pairs = []
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL):
-        lines = block.strip().splitlines()
-        assert len(lines) % 2 == 0, block
-        pairs += list(zip(lines[::2], lines[1::2], strict=True))
-    return pairs
 
 
 def test_every_command_is_labelled_with_what_stands_behind_it() -> None:
@@ -29,11 +25,47 @@ def test_every_command_is_labelled_with_what_stands_behind_it() -> None:
     assert [command for _, command in commands() if command.startswith("#")] == []
 
 
-def test_what_is_called_executed_or_validated_names_a_test() -> None:
-    for label, command in commands():
+def test_the_test_that_a_label_names_runs_the_command_or_reads_the_file() -> None:
+    for label, line in commands():
         match = LABEL.match(label)
         assert match is not None
-        assert match[1] == "unverified here" or re.search(r"tests/test_\w+\.py", match[2]), command
+        if match[1] == "unverified here":
+            continue
+        name = re.search(r"tests/test_\w+\.py", match[2])
+        assert name is not None, line
+        text = (ROOT / name[0]).read_text()
+        if match[1] == "executed":
+            assert any(line.startswith(start) for start in re.findall(r"guide\.command\(\s*[\"']([^\"']+)", text)), line
+        else:
+            assert f'"{Path(line.split()[-1]).name}"' in text, line
+
+
+def test_the_guide_builds_the_image_that_the_settings_name() -> None:
+    images = re.findall(r"registry\.example\.com/[\w./:-]+[\w]", README)
+    assert len(images) == 2
+    assert set(images) == {settings_file("gpu")["image"]}
+
+
+def run(command: list[str]) -> str:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stdout
+
+
+def test_the_settings_can_be_looked_at_before_anything_is_applied() -> None:
+    said = run(guide.command("raysight config --config deploy/kubernetes/settings/gpu/raysight.toml"))
+    source = "deploy/kubernetes/settings/gpu/raysight.toml"
+    assert re.search(rf"^job\.gpus_per_actor +1(\.0)? .*{source}$", said, re.MULTILINE)
+
+
+def test_the_overlay_can_be_looked_at_before_it_is_applied() -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl, which renders the overlays, is not on this machine")
+    assert list(yaml.safe_load_all(run(guide.command("kubectl kustomize deploy/kubernetes/overlays/gpu")))) == render(
+        "gpu"
+    )
 
 
 @pytest.mark.parametrize("text", [README, SIZING])
@@ -49,28 +81,82 @@ def test_parts_that_are_applied_are_parts_of_the_overlay() -> None:
     assert {part.strip() for choice in chosen for part in choice.split(",")} == parts
 
 
+PERFORMANCE = (ROOT / "docs" / "performance.md").read_text()
+RATES = (488, 895, 1243)
+"""Images/s of the three GPUs, as timm has published them."""
+
+
 def table(heading: str) -> list[list[float]]:
-    """The numbers of the table whose first column is headed so, a list a row."""
+    """The numbers of the table whose first columns are headed so, a list a row."""
     (_, text) = SIZING.split(f"| {heading} |", 1)
     rows = [line for line in text.split("\n\n", 1)[0].splitlines()[2:] if line.startswith("|")]
-    return [[float(re.sub(r"[$,h ]", "", cell)) for cell in row.strip("|").split("|")] for row in rows]
+    cells = [[re.sub(r"[$,h ]", "", cell) for cell in row.strip("|").split("|")] for row in rows]
+    return [[float(cell) for cell in row if re.fullmatch(r"[\d.]+", cell)] for row in cells]
+
+
+def fed_a_core() -> float:
+    """Images/s of 500×375 that a core feeds, by the table of docs/performance.md."""
+    feed = PERFORMANCE.split("\n## Feed\n")[1].split("\n## ")[0]
+    (cores,) = set(re.findall(r"^(\d+) cores", feed, re.MULTILINE))
+    row = re.search(r"^\| raysight \| [\d,]+ \| ([\d,]+)", feed, re.MULTILINE)
+    assert row is not None
+    return float(row[1].replace(",", "")) / int(cores)
+
+
+def cpu_ms() -> dict[str, float]:
+    """Step → CPU ms of an image, by the table of docs/performance.md."""
+    steps = re.findall(
+        r"^\| (.+) \| (\d\.\d\d) \|$", PERFORMANCE.split("| step | ms |")[1].split("\n\n")[0], re.MULTILINE
+    )
+    return {step: float(ms) for step, ms in steps}
+
+
+def pixels_ms() -> float:
+    """Of these, what the pixels cost."""
+    return sum(ms for step, ms in cpu_ms().items() if re.match("decode|header|antialiased", step))
+
+
+def test_the_rates_called_measured_stand_in_the_measurements() -> None:
+    fed, every = fed_a_core(), sum(cpu_ms().values())
+    sizing, measured = (" ".join(text.split()) for text in (SIZING, PERFORMANCE))
+    assert f"{2 * fed:,.0f} images/s of 500×375 were fed" in sizing
+    assert f"which is {fed:.0f} a core; an image took {every:.2f} CPU ms" in sizing
+    assert f"| decoding | {fed:.0f} images/s a core at 500×375 |" in sizing
+    assert f"but for its pixels is {every - pixels_ms():.2f} CPU ms" in sizing
+    assert f"its pixels cost {pixels_ms():.2f} at 500×375" in sizing
+    assert "bf16 took 0.83 to 0.85 s of CPU for an image" in measured
+    assert "fp32 1.13 to 1.18" in measured
+    assert "0.21 KiB stay for each chunk" in measured
+
+
+def test_the_cores_of_a_gpu_are_its_rate_over_that_of_a_core() -> None:
+    each = sum(cpu_ms().values())
+    larger = [float(ms) for ms in re.findall(r"(\d+(?:\.\d)?) at (?:1600×1200|4000×3000)", SIZING)[:2]]
+    rates = [fed_a_core(), *(fed_a_core() * each / (each - pixels_ms() + ms) for ms in larger)]
+    assert f"leaves a core {rates[1]:.0f} and {rates[2]:.0f} images/s" in SIZING
+    assert table("GPU | images/s") == [[gpu, *(round(gpu / rate, 1) for rate in rates)] for gpu in RATES]
 
 
 def test_the_hours_are_images_over_rates() -> None:
-    for images, *hours in table("images | 1 × 488/s"):
+    for images, *hours, gpus in table("images | 1 × 488/s"):
         assert hours == [round(images / rate / 3600, 2) for rate in (488, 895, 8 * 895, 64 * 895)]
+        assert gpus == math.ceil(images / 895 / 86400)
+
+
+def test_the_dollars_are_hours_at_a_dollar() -> None:
+    for images, *dollars in table("images | at 488/s"):
+        assert dollars == [pytest.approx(images / rate / 3600, abs=0.0051) for rate in RATES]
+    assert [row[0] for row in table("images | at 488/s")] == [1e6, 1e8, 1e9]
+
+
+def test_what_bounds_a_job_of_many_gpus_is_what_they_ask_for() -> None:
+    (_, eight, many) = (line for line in SIZING.splitlines() if re.match(r"\| 1[0,]+ \| \d+ GPU", line))
+    assert f"{8 * 895:,} GETs/s" in eight
+    assert f"{64 * 895:,} GETs/s, that is {math.ceil(64 * 895 / 5500)} prefixes; " in many
+    assert f"{64 * 895 * 45_000 * 8 / 1e9:.1f} Gbit/s" in many
 
 
 def test_the_requests_cost_what_they_cost_each() -> None:
     for images, *dollars in table("images | GET"):
         each = (0.0004 / 1000, 0.005 / 1000 / 1000, 0.005 / 1000 / 1024)
         assert dollars == [pytest.approx(images * price, abs=0.0051) for price in each]
-
-
-def test_the_rates_called_measured_stand_in_the_measurements() -> None:
-    measured = tracked_text()["docs/performance.md"]
-    assert re.search(r"\| raysight \| [\d,]+ \| 472 \(", measured)
-    assert "bf16 took 0.83 to 0.85 s of CPU for an image" in measured
-    assert "fp32 1.13 to 1.18" in measured
-    steps = re.findall(r"\| (0\.\d\d) \|$", measured.split("| step | ms |")[1].split("\n\n")[0], re.MULTILINE)
-    assert sum(map(float, steps)) == pytest.approx(1.77)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -129,8 +132,8 @@ def test_the_context_holds_what_is_copied_and_nothing_else() -> None:
     assert {line[1:] for line in lines if line.startswith("!")} == {source for source, _ in copies()} | set(mounts())
 
 
-def test_the_command_runs_from_the_copied_code_alone(tmp_path: Path) -> None:
-    image = tmp_path / "image"
+def build(image: Path, python: Path) -> dict[str, str]:
+    """Copies what the Dockerfile copies. Returns the environment of the image, with ``python`` as its interpreter."""
     for source, target in copies():
         place = image / target.lstrip("/")
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -139,8 +142,13 @@ def test_the_command_runs_from_the_copied_code_alone(tmp_path: Path) -> None:
         else:
             shutil.copy(ROOT / source, place)
     (path,) = re.findall(r"PYTHONPATH=(\S+)", TEXT)
-    environment = {**os.environ, "PYTHONPATH": str(image / path.lstrip("/"))}
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    search = os.pathsep.join([str(python.parent), str(image / "usr/local/bin"), os.environ["PATH"]])
+    return {**os.environ, "PYTHONPATH": str(image / path.lstrip("/")), "PATH": search}
+
+
+def test_the_command_runs_from_the_copied_code_alone(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    environment = build(image, Path(sys.executable))
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "serve").mkdir(parents=True)  # a folder of the same name must not win
     (elsewhere / "serve" / "__init__.py").write_text("raise RuntimeError('the current folder won')")
@@ -153,6 +161,29 @@ def test_the_command_runs_from_the_copied_code_alone(tmp_path: Path) -> None:
     )
     assert imported.returncode == 0, imported.stderr
     assert all(word.startswith(str(image)) for word in imported.stdout.split())
+
+
+@pytest.mark.soak
+def test_the_steps_of_the_dockerfile_go_through_in_a_new_virtual_environment(
+    tmp_path: Path, photograph_paths: dict[str, Path]
+) -> None:
+    """All but the base image and the weights of the hub. Fetches gigabytes the first time."""
+    lock = runpy.run_path(str(ROOT / "deploy" / "lock.py"))
+    machine = (platform.system(), platform.machine(), platform.python_version().rpartition(".")[0])
+    if machine != lock["LIKE_THE_IMAGE"]:
+        pytest.skip(f"the lock is for {lock['LIKE_THE_IMAGE']}, not for {machine}")
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    (install,) = (line.partition("python ")[2].split() for line in steps("RUN") if "pip install" in line)
+    subprocess.run([str(python), *install[:-1], str(LOCK)], check=True)
+    subprocess.run([str(python), "-m", "pip", "check"], check=True)
+    environment = build(tmp_path / "image", python)
+    compiling = steps("RUN")[-1].replace("/srv/raysight", environment["PYTHONPATH"])
+    subprocess.run(["bash", "-c", compiling], env=environment, cwd=tmp_path, check=True)
+    photographs = [str(path) for path in photograph_paths.values()]
+    command = ["raysight", "embed", "--model", "test_vit", "--weights", "random:0", *photographs]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, check=True)
+    assert len(json.loads(done.stdout)["images"]) == len(photographs)
 
 
 def test_baked_weights_are_a_checkpoint_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

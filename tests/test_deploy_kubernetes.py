@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import ipaddress
 import re
 import shlex
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import ray._private.ray_constants
+import ray.dashboard.modules.job.job_supervisor
 import yaml
 from manifests import (
     CLUSTER,
@@ -25,6 +27,7 @@ from manifests import (
     settings_file,
     toml_path,
 )
+from test_deploy_image import copies
 
 from pipeline.budget import make_budget
 from pipeline.cluster import Node
@@ -42,6 +45,8 @@ RAY_PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": 
 """KubeRay finds a head's ports by these names."""
 
 DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 
 PARTS = {"shared", "batch", "nightly", "online"}
 
@@ -187,6 +192,32 @@ def test_the_head_is_given_longer_than_the_job_takes_to_drain(overlay: str) -> N
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_head_ends_its_jobs_before_it_ends_by_a_script_of_the_image_that_outlasts_their_grace(overlay: str) -> None:
+    for role, template, container in containers(overlay):
+        if role != "head":
+            assert "lifecycle" not in container
+            continue
+        interpreter, script, url, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+        assert interpreter == "python"
+        assert ("deploy/end_jobs.py", script) in copies()
+        assert url == f"http://127.0.0.1:{RAY_PORTS['dashboard']}"
+        grace = template["spec"]["terminationGracePeriodSeconds"]
+        assert settings(overlay).job.grace_s < float(seconds) < grace, "the kubelet kills when the grace is over"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_ray_job_stop_waits_for_longer_than_the_job_takes_to_drain(overlay: str) -> None:
+    for role, _, container in containers(overlay):
+        if role == "head":
+            (seconds,) = (float(item["value"]) for item in container["env"] if item["name"] == STOP_WAIT)
+            assert settings(overlay).job.grace_s < seconds
+
+
+def test_ray_reads_how_long_to_wait_by_that_name() -> None:
+    assert f'"{STOP_WAIT}"' in inspect.getsource(ray.dashboard.modules.job.job_supervisor)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_pod_drains_for_less_time_than_it_is_given_to_end(overlay: str) -> None:
     for role, template, container in containers(overlay):
         if role == "submitter":
@@ -289,6 +320,17 @@ def test_ports_have_the_names_that_kuberay_looks_for(overlay: str) -> None:
             role, {name: RAY_PORTS[name] for name in ("metrics", "serve")}
         )
         assert ports == expected
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_is_scraped_is_rays_port_of_every_node(overlay: str) -> None:
+    spec = one(render(overlay), "PodMonitor")["spec"]
+    (scraped,) = (item["port"] for item in spec["podMetricsEndpoints"])
+    for role, template, container in containers(overlay):
+        if spec["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items():
+            assert {"name": scraped, "containerPort": RAY_PORTS["metrics"]} in container["ports"]
+        else:
+            assert role == "submitter"
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

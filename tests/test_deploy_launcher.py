@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
 
 import jsonschema
@@ -52,6 +53,13 @@ def test_nodes_run_with_the_settings_that_the_manifests_use() -> None:
         (start,) = (line for line in config[f"{role}_start_ray_commands"] if "ray start" in line)
         assert "RAYSIGHT_CONFIG=$HOME/raysight.toml" in start
         assert all(f"export {name}={value};" in start for name, value in ENVIRONMENT.items())
+
+
+def test_ray_job_stop_waits_for_longer_than_the_job_takes_to_drain() -> None:
+    (start,) = (line for line in launcher()["head_start_ray_commands"] if "ray start" in line)
+    match = re.search(r"RAY_JOB_STOP_WAIT_TIME_S=(\d+)", start)
+    assert match is not None
+    assert float(match[1]) > resolve(argparse.Namespace(config=str(toml_path("gpu"))), {}).settings.job.grace_s
 
 
 def test_an_actor_fits_a_worker() -> None:

@@ -16,7 +16,8 @@ CORE = {"ServiceAccount", "ConfigMap", "NetworkPolicy", "PodDisruptionBudget", "
 KUBERNETES_VERSION = "1.37"
 
 POD_MONITOR = {
-    # No schema of the Prometheus operator is at hand; these are the fields in use, as its API reference has them.
+    # Python has no schema of the Prometheus operator; these are the fields in use, as its API reference has them. They
+    # were once held against npm's @kubernetes-models/prometheus-operator 6.0.0 (its types and its validation).
     "metadata": {"name", "labels"},
     "spec": {"selector", "podMetricsEndpoints"},
     "endpoint": {"port", "interval", "relabelings"},
@@ -24,7 +25,7 @@ POD_MONITOR = {
 }
 
 GATEWAY = {
-    # Nor of the Gateway API.
+    # Nor of the Gateway API: once held against @kubernetes-models/gateway-api 2.0.0.
     "Gateway": {"spec": {"gatewayClassName", "listeners"},
                 "listeners": {"name", "protocol", "port", "hostname", "tls", "allowedRoutes"},
                 "tls": {"mode", "certificateRefs"}, "certificateRefs": {"name"}, "allowedRoutes": {"namespaces"},

@@ -6,6 +6,7 @@ That Ray exports them so is shown on a running Ray, in tests/test_deploy_cluster
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections import defaultdict
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from dashboards import DASHBOARDS, documented, load, metrics_of, queries, unknown
+from dashboards import DASHBOARDS, documented, labels_of, load, metrics_of, parts, queries, unknown
 from test_report import CHUNK, manifest
 
 from pipeline.metrics import JOB_METRICS, JobMetrics, Metric
@@ -133,3 +134,50 @@ def test_names_are_told_from_functions_labels_and_keywords() -> None:
         'histogram_quantile(0.9, sum by (le, a) (rate(x_bucket{a=~"b.*", c!="d{e}"}[5m]))) / on () group_left () y or z'
     )
     assert metrics_of(query) == {"x_bucket", "y", "z"}
+
+
+def test_a_query_that_prometheus_would_refuse_is_found() -> None:
+    for query in ("sum(x", "rate(x)", 'x{run="a}', "x[5m", "sum by (x"):
+        with pytest.raises(ValueError, match=r"\w"):
+            list(parts(query))
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_a_panel_selects_groups_and_names_by_labels_that_its_figures_have(path: Path) -> None:
+    ours = {name: names | {"WorkerId", "le"} for name, (_, _, names) in documented().items()}
+    rays = {"ip", "operator", "deployment"}
+    for panel in load(path)["panels"]:
+        for target in panel["targets"]:
+            used = labels_of(target["expr"])
+            for name, names in used.items():
+                assert names <= ours.get(re.sub(r"_(bucket|sum|count)$", "", name), rays), target["expr"]
+            shown = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+            assert shown <= rays.union(*used.values()), panel["title"]
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_panels_have_their_own_numbers_and_places_and_ask_the_chosen_prometheus(path: Path) -> None:
+    dashboard = load(path)
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert not taken & cells, panel["title"]
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
+    defined = {variable["name"]: variable for variable in dashboard["templating"]["list"]}
+    assert (defined["datasource"]["type"], defined["datasource"]["query"]) == ("datasource", "prometheus")
+    chosen = {"type": "prometheus", "uid": "${datasource}"}
+    askers = [*panels, *(target for panel in panels for target in panel["targets"])]
+    askers += [variable for variable in defined.values() if variable["type"] == "query"]
+    assert all(asker["datasource"] == chosen for asker in askers)
+    used = set(re.findall(r"\$(?!__)\{?(\w+)", json.dumps(panels)))
+    assert used == set(defined)
+
+
+def test_both_dashboards_can_be_in_one_grafana() -> None:
+    assert len({load(path)["uid"] for path in DASHBOARDS}) == len(DASHBOARDS)
+    assert all(0 < len(load(path)["uid"]) <= 40 for path in DASHBOARDS)

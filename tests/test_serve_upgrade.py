@@ -1,6 +1,6 @@
 """The endpoint on a Ray of three nodes, under load: a new version, fewer replicas, a node that dies.
 
-Deployed the way `serve deploy` does it, by the import path of the Kubernetes manifests. The tests build on each other.
+Deployed by `serve deploy` with the serveConfigV2 of the Kubernetes manifests. The tests build on each other.
 """
 
 from __future__ import annotations
