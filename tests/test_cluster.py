@@ -138,6 +138,7 @@ def test_a_drained_node_is_handed_no_more_chunks_finishes_those_it_has_and_then_
     assert json.loads(log.read_text())["retries"] == 0
 
 
+@pytest.mark.soak
 def test_a_job_whose_driver_and_nodes_are_told_to_go_at_once_commits_what_is_in_flight_and_ends(
     cluster: Cluster, token: dict[str, str], corpus: Path, tmp_path: Path
 ) -> None:

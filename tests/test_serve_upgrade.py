@@ -1,6 +1,6 @@
 """The endpoint on a Ray of three nodes, under load: a new version, fewer replicas, a node that dies.
 
-Deployed by `serve deploy` with the serveConfigV2 of the Kubernetes manifests. The tests build on each other.
+Deployed as `serve deploy` does it, with the serveConfigV2 of the Kubernetes manifests. The tests build on each other.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def test_a_new_version_is_rolled_out_without_a_failed_request_or_a_mixed_answer(
     before, after = versions
     with Load(running.url, images, CLIENTS) as load:
         load.more(20)
-        running.deploy(after.file, min_replicas=2, max_replicas=2)
+        running.deploy_by_command(after.file, min_replicas=2, max_replicas=2)
         running.wait(replicas=2)
         load.more(20)
     assert load.failures == []
