@@ -25,8 +25,9 @@ Parquet and the heap need beside; 2.5 were measured."""
 _PARAMETERS = 22_056_576
 """Of the default model, whose actor was measured."""
 
-_PARAMETER = 8
-"""Bytes that each further one takes."""
+_PARAMETER = 12
+"""Bytes that each further one takes while a checkpoint file is loaded: three times four. Later, with activations, it is
+less."""
 
 
 def actor_memory(features: int, parameters: int | None = None) -> int:

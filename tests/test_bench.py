@@ -335,3 +335,10 @@ def test_a_table_is_markdown_with_numbers_on_the_right() -> None:
     assert render(["what", "n"], [["a", "1"], ["bcdef", "22"]]) == (
         "| what  |  n |\n| ----- | -: |\n| a     |  1 |\n| bcdef | 22 |"
     )
+
+
+def test_a_table_says_how_many_rounds_there_were(tmp_path: Path) -> None:
+    quick, full = Bench(tmp_path), Bench(tmp_path, full=True)
+    assert quick.conditions().endswith(", quick form, one round")
+    assert full.conditions().endswith(", 3 rounds: median (range)")
+    assert full.conditions(rounds=1).endswith(", one round")

@@ -22,6 +22,7 @@ def test_each_command_has_its_time_and_what_it_imports(tmp_path: Path) -> None:
     assert first["imports"] == second["imports"] == []
     assert min(first["seconds"], first["cpu_seconds"]) > 0
     assert "| help " in lines[-1]
+    assert "2 rounds: median (range)" in lines[-2]
 
 
 def test_a_command_that_fails_says_why(tmp_path: Path) -> None:

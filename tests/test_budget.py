@@ -242,7 +242,8 @@ def test_memory_is_declared_for_a_larger_model_than_the_default_one() -> None:
         for number in (None, 5_000_000, 22_056_576, 304_368_640)
     )
     assert unknown == small == usual
-    assert large - usual >= 2 * 4 * (304_368_640 - 22_056_576)  # measured: docs/performance.md
+    assert large + 1 * MIB >= 4_237 * MIB
+    assert large - usual == 12 * (304_368_640 - 22_056_576)  # measured: docs/performance.md
 
 
 def test_a_read_is_declared_with_its_process_beside_two_chunks() -> None:

@@ -92,7 +92,7 @@ def test_memory_is_declared_for_the_model_that_the_dataset_speaks_of(
     description = dest / DATASET
     description.write_text(json.dumps(json.loads(description.read_text()) | {"parameters": 10**12}))
     assert main(["extract", str(source), str(dest), *jobs.MODEL]) == 2
-    assert re.search(r"no node can hold an actor of .* and \d{4}\.\d GiB", capsys.readouterr().err)
+    assert re.search(r"no node can hold an actor of .* and \d{5}\.\d GiB", capsys.readouterr().err)
 
 
 def test_verify_without_a_sample_imports_nothing_slow(finished: tuple[Path, Path]) -> None:

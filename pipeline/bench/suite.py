@@ -52,11 +52,16 @@ class Bench:
                 self.say(f"round {number + 1}: {name}{rate}")
         return results
 
-    def conditions(self) -> str:
-        """The machine and the form, for the line above a table."""
+    def conditions(self, rounds: int | None = None) -> str:
+        """The machine and the form, for the line above a table.
+
+        Args:
+            rounds: of the suite, where they are not those of :meth:`rounds`.
+        """
         cores = len(os.sched_getaffinity(0))
-        form = f"{_FULL_ROUNDS} rounds: median (range)" if self.full else "quick form, one round"
-        return f"{cores} core{'s' * (cores != 1)}, {form}"
+        rounds = rounds or (_FULL_ROUNDS if self.full else _QUICK_ROUNDS)
+        form = f"{rounds} rounds: median (range)" if rounds > 1 else "one round"
+        return f"{cores} core{'s' * (cores != 1)}, {'' if self.full else 'quick form, '}{form}"
 
 
 @dataclass(frozen=True, slots=True)

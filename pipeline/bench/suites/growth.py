@@ -52,7 +52,7 @@ def measure_growth(bench: Bench, sizes: Sizes) -> dict[str, Any]:
         _add(points, rows, _of_names(bench, rows))
     slopes = {step: slopes_of(found) for step, found in points.items() if len(found) > 1}
     bench.say("")
-    bench.say(f"chunks of {CHUNK_ROWS} rows, extractor that does nothing, {bench.conditions()}")
+    bench.say(f"chunks of {CHUNK_ROWS} rows, extractor that does nothing, {bench.conditions(rounds=1)}")
     bench.say(render(_HEADER, [_row(step, item) for step, found in points.items() for item in found]))
     bench.say("")
     bench.say("log–log slope between the two largest sizes: 1 is linear, 0 is flat")

@@ -53,6 +53,6 @@ def jobs(bench: Bench, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
             ]
         )
     bench.say("")
-    bench.say(f"driver's own resident memory, extractor that does nothing, {bench.conditions()}")
+    bench.say(f"driver's own resident memory, extractor that does nothing, {bench.conditions(rounds=1)}")
     bench.say(render(_HEADER, rows))
     return {"results": results}

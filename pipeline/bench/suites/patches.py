@@ -24,6 +24,6 @@ def run(bench: Bench) -> dict[str, Any]:
         for role in ("driver", "actor", "read", "seal")
     ]
     written = result["feature_bytes"] / 2**20
-    bench.say(f"{images:,} images with patch tokens, {written:,.0f} MiB of features, {bench.conditions()}")
+    bench.say(f"{images:,} images with patch tokens, {written:,.0f} MiB of features, {bench.conditions(rounds=1)}")
     bench.say(render(["process", "MiB at most", "MiB declared"], rows))
     return result

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from pipeline.bench.commands import time_command
 from pipeline.bench.corpus import write_corpus
-from pipeline.bench.table import render
+from pipeline.bench.table import render, spread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,7 +37,7 @@ def run(bench: Bench) -> dict[str, Any]:
 
 
 def time_commands(bench: Bench, commands: Mapping[str, Sequence[str]], dest: str, rounds: int) -> dict[str, Any]:
-    """Each command, in turn, over several rounds, each on a new ``dest``; median figures in the table."""
+    """Each command, in turn, over several rounds, each on a new ``dest``."""
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
     for _ in range(rounds):
         shutil.rmtree(dest, ignore_errors=True)
@@ -47,12 +46,12 @@ def time_commands(bench: Bench, commands: Mapping[str, Sequence[str]], dest: str
     rows = [
         [
             name,
-            f"{median(item['seconds'] for item in items):.2f}",
-            f"{median(item['cpu_seconds'] for item in items):.2f}",
+            spread([item["seconds"] for item in items], 2),
+            spread([item["cpu_seconds"] for item in items], 2),
             ", ".join(items[0]["imports"]) or "–",
         ]
         for name, items in results.items()
     ]
-    bench.say(f"model test_vit, {bench.conditions()}")
+    bench.say(f"model test_vit, {bench.conditions(rounds)}")
     bench.say(render(_HEADER, rows))
     return {"results": results}
