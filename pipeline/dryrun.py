@@ -13,9 +13,10 @@ from pipeline.dataset import describe_kept, kept_differences, load_info
 from pipeline.estimate import describe_estimate, last_measured
 from pipeline.extractor import load_extractor
 from pipeline.generation import Listing
+from pipeline.identity import settle_precision
 from pipeline.manifest import load_manifest
 from pipeline.plan import Plan
-from pipeline.preflight import largest_chunk, make_cut, settle_precision
+from pipeline.preflight import largest_chunk, make_cut
 from pipeline.retire import unapplied
 from pipeline.source import kept_fields, list_rows, require_images, source_names
 from pipeline.storage import open_store
@@ -52,7 +53,8 @@ def dry_run(config: Config, say: Callable[[str], None], dollars_per_hour: float 
     if manifest is None:
         require_images(config.sources, config.listing, config.storage)
     budget = make_budget(config.job, this_machine(), can_grow=False)
-    extractor = load_extractor(settle_precision(config.model, dest, budget), config.limits, storage=config.storage)
+    model = settle_precision(config.model, load_info(dest), on_gpu=budget.gpus_per_actor > 0)
+    extractor = load_extractor(model, config.limits, storage=config.storage)
     cut = make_cut(config.job, budget, extractor.outputs, extractor.preprocessor.image_bytes)
     features = largest_chunk(cut, extractor.outputs, manifest)
     budget = make_budget(config.job, this_machine(), can_grow=False, features=features, parameters=extractor.parameters)

@@ -22,21 +22,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a job computes, and with what.
+    """What decides the numbers.
 
     Attributes:
-        fingerprint: of every row.
-        preprocessor: what prepares its images; None where the extractor was not made for it.
+        model: the settings, with a precision that is not ``auto``.
+        fingerprint: of the extractor that they make.
         parameters: of the model; None where the dataset does not say.
+        preprocessor: of that extractor; None where nobody asked for it.
     """
 
+    model: ModelConfig
     fingerprint: Fingerprint
-    preprocessor: Preprocessor | None
     parameters: int | None
+    preprocessor: Preprocessor | None = None
 
 
-def recorded(config: ModelConfig, existing: DatasetInfo | None, *, on_gpu: bool) -> DatasetInfo | None:
-    """The dataset, where it was made with these settings and they name no file, whose content may be another by now.
+def recorded(config: ModelConfig, existing: DatasetInfo | None, *, on_gpu: bool) -> Identity | None:
+    """The dataset's, where it was made with these settings and they name no file, whose content may be another by now.
 
     Args:
         config: what to compute; a precision of ``auto`` is that of the dataset.
@@ -47,15 +49,48 @@ def recorded(config: ModelConfig, existing: DatasetInfo | None, *, on_gpu: bool)
         return None
     asked = replace(config, precision=existing.model.precision) if config.precision == "auto" else config
     by_name = asked.head is None and (asked.weights == "pretrained" or asked.weights.startswith("random:"))
-    return existing if by_name and asked == existing.model else None
+    if not by_name or asked != existing.model:
+        return None
+    return Identity(existing.model, existing.fingerprint, existing.parameters)
 
 
-def identify(known: DatasetInfo | None, make: Callable[[], Extractor]) -> Identity:
-    """What a known dataset says, else the extractor itself, which is made for it."""
-    if known is not None:
-        return Identity(known.fingerprint, None, known.parameters)
-    extractor = make()
-    return Identity(extractor.fingerprint, extractor.preprocessor, extractor.parameters)
+def identify(
+    config: ModelConfig,
+    existing: DatasetInfo | None,
+    make: Callable[[ModelConfig], Extractor],
+    *,
+    on_gpu: bool,
+    decoding: bool,
+) -> Identity:
+    """Loads the extractor to see what it is.
+
+    Args:
+        config: what to compute.
+        existing: what the dataset holds; None where there is none yet.
+        make: loads the extractor.
+        on_gpu: whether the actors have GPUs.
+        decoding: whether tasks decode, which are given the extractor's preprocessor.
+
+    Raises:
+        UsageError: as :func:`settle_precision`, or what ``make`` raises.
+    """
+    model = settle_precision(config, existing, on_gpu=on_gpu)
+    extractor = make(model)
+    return Identity(model, extractor.fingerprint, extractor.parameters, extractor.preprocessor if decoding else None)
+
+
+def settle_precision(model: ModelConfig, existing: DatasetInfo | None, *, on_gpu: bool) -> ModelConfig:
+    """``auto`` is what an existing dataset has, else what suits the device of the actors.
+
+    Raises:
+        UsageError: the actors' device cannot compute in what was asked for, or there is no such model.
+    """
+    from pipeline.precision import check_precision, resolve_precision  # torch and timm: seconds
+
+    device = "cuda" if on_gpu else "cpu"
+    wanted = existing.model.precision if existing is not None and model.precision == "auto" else model.precision
+    check_precision(wanted, device)
+    return replace(model, precision=resolve_precision(wanted, model.name, device))
 
 
 def load(config: ModelConfig, limits: ImageLimits, storage: StorageConfig) -> Extractor:

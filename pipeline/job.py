@@ -3,44 +3,44 @@
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections import Counter
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from pipeline import logs
+from pipeline.apart import Apart
 from pipeline.budget import make_budget
 from pipeline.cluster import cluster_address, cluster_nodes, existing_ray, local_ray, this_machine
 from pipeline.counting import CountingStore
 from pipeline.dataset import agree_on, load_info
-from pipeline.errors import UsageError
-from pipeline.generation import Listing
 from pipeline.identity import identify, load, recorded
 from pipeline.lease import Lease
-from pipeline.located import Located
 from pipeline.manifest import load_manifest
-from pipeline.origin import roots
-from pipeline.preflight import largest_chunk, make_cut, settle_precision, until
+from pipeline.preflight import largest_chunk, make_cut
 from pipeline.progress import Progress
-from pipeline.retry import kept_columns, retry_rejects
+from pipeline.renewal import listing, retrying
+from pipeline.retry import kept_columns
 from pipeline.run import Run
-from pipeline.runlog import RunLog
+from pipeline.runlog import RunLog, labels, new_name
 from pipeline.schema import parse_output
-from pipeline.source import check_sources, kept_fields, list_rows, require_images, source_names
+from pipeline.source import kept_fields
 from pipeline.storage import open_store
-from pipeline.sync import Sync, sync_manifest
 from pipeline.terms import Summary, Terms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from pipeline.budget import Budget
     from pipeline.config import Config, ModelConfig
     from pipeline.cut import Cut
     from pipeline.extractor import Extractor
-    from pipeline.manifest import Manifest
+    from pipeline.identity import Identity
+    from pipeline.rayworkers import RayWorkers
+    from pipeline.renewal import Renew
     from pipeline.storage import Store
     from pipeline.terms import Workers
-
-    Renew = Callable[[Manifest | None, Cut], Manifest]
 
 
 def run_job(
@@ -72,9 +72,10 @@ def run_job(
     dest = CountingStore(open_store(config.dest, config.storage))
     listed: Counter[str] = Counter()
     dest.check(missing_ok=not retry)
-    renew = _retrying(config, dest, say) if retry else _listing(config, dest, stop, say, listed)
+    renew = retrying(config, dest, say) if retry else listing(config, dest, stop, say, listed)
     address = cluster_address(config.job.address)
-    with ExitStack() as stack:
+    name = name or new_name()
+    with ExitStack() as stack, ExitStack() as local:  # the lease outlives those that write under it
         if address is not None:
             stack.enter_context(existing_ray(address))
         nodes = cluster_nodes() if address is not None else this_machine()
@@ -82,39 +83,72 @@ def run_job(
             make_budget, config.job, nodes, can_grow=address is not None and config.job.max_actors is not None
         )
         budget = fit()  # without the features: what can never run is refused before a model is loaded
-        decoding = config.job.decode == "tasks"  # those tasks are given the extractor's preprocessor
-        known = None if decoding else recorded(config.model, load_info(dest), on_gpu=budget.gpus_per_actor > 0)
-        model = known.model if known else settle_precision(config.model, dest, budget)
-        make = functools.partial(
-            factory or functools.partial(load, limits=config.limits, storage=config.storage), model
-        )
-        identity = identify(known, make)
-        fingerprint, preprocessor = identity.fingerprint, identity.preprocessor
+
+        @functools.cache
+        def start_ray() -> type[RayWorkers]:
+            if address is None:
+                say(f"starting Ray on this machine: {nodes[0].cpus:g} CPUs")
+                local.enter_context(local_ray(int(nodes[0].cpus)))
+            # This imports ray: a finished dataset has no need of it, and it reads its environment as it is imported.
+            from pipeline.rayworkers import RayWorkers
+
+            return RayWorkers
+
+        found = _identify(config, dest, factory, budget, labels(name, config.dest), start_ray)
+        fingerprint, preprocessor = found.fingerprint, found.preprocessor
         stack.enter_context(Lease(dest, config.job.lease_ttl_s, say, on_lost=stop.set))
         kept = kept_columns(dest) if retry else kept_fields(config.sources, config.listing, config.storage)
-        agree_on(dest, fingerprint, model, kept, identity.parameters)
+        agree_on(dest, fingerprint, found.model, kept, found.parameters)
         outputs = [parse_output(text) for text in fingerprint.outputs]
         cut = make_cut(config.job, budget, outputs, preprocessor.image_bytes if preprocessor else 0)
         features = largest_chunk(cut, outputs, load_manifest(open_store(config.dest, config.storage)))
-        budget = fit(features=features, parameters=identity.parameters)
+        budget = fit(features=features, parameters=found.parameters)
         for note in budget.notes:
             say(f"note: {note}")
 
         def start() -> Workers:
-            if address is None:
-                say(f"starting Ray on this machine: {budget.max_actors} actor(s), {nodes[0].cpus:g} CPUs")
-                stack.enter_context(local_ray(int(nodes[0].cpus)))
-            # These import ray: a finished dataset has no need of it, and it reads its environment as it is imported.
-            from pipeline.rayworkers import RayWorkers
-            from pipeline.worker import JobSpec
+            ray_workers = start_ray()
+            from pipeline.worker import JobSpec  # imports ray
 
             log.budget = budget
-            return RayWorkers(JobSpec(config, budget, fingerprint, make, preprocessor, log.name))
+            make = functools.partial(_maker(config, factory), found.model)
+            return ray_workers(JobSpec(config, budget, fingerprint, make, preprocessor, log.name))
 
         log = RunLog(fingerprint, name)
         terms = Terms(config.job.max_passes, config.job.grace_s, stop, (dest,), listed)
         run = Run(dest, fingerprint, log, terms, start, progress(), say)
         return course(run, dest, cut, renew, stop, say, retry=retry)
+
+
+def _identify(
+    config: Config,
+    dest: Store,
+    factory: Callable[[ModelConfig], Extractor] | None,
+    budget: Budget,
+    fields: Mapping[str, str],
+    start_ray: Callable[[], object],
+) -> Identity:
+    """What the job computes: as the dataset says, else by loading the model, in a process of its own.
+
+    It would otherwise stay in the driver's memory, and on its GPU. Where torch is there already nothing is spared.
+    A new dataset has something to extract, so Ray starts at the same time.
+    """
+    decoding, existing, on_gpu = config.job.decode == "tasks", load_info(dest), budget.gpus_per_actor > 0
+    known = None if decoding else recorded(config.model, existing, on_gpu=on_gpu)  # the tasks need a preprocessor
+    if known is not None:
+        return known
+    make = _maker(config, factory)
+    ask = functools.partial(identify, config.model, existing, make, on_gpu=on_gpu, decoding=decoding)
+    if "torch" in sys.modules:
+        return ask()
+    with Apart(functools.partial(logs.configured, ask, config.job.log_format, fields)) as answer:
+        if existing is None:
+            start_ray()
+        return answer.result()
+
+
+def _maker(config: Config, factory: Callable[[ModelConfig], Extractor] | None) -> Callable[[ModelConfig], Extractor]:
+    return factory or functools.partial(load, limits=config.limits, storage=config.storage)
 
 
 def course(
@@ -146,34 +180,3 @@ def _course(
     if renewed is not manifest:
         run.settle(renewed)
     return run.close()
-
-
-def _listing(
-    config: Config, dest: Store, stop: threading.Event, say: Callable[[str], None], requests: Counter[str]
-) -> Renew:
-    """Lists the sources and compares. Looks first whether there is something to list."""
-    names = source_names(config.sources, config.storage)
-    sync = Sync(Listing(names, config.job.limit), config.job.prune, config.job.listing_memory)
-    if load_manifest(dest) is None:
-        require_images(config.sources, config.listing, config.storage)
-    else:
-        check_sources(config.sources, config.storage)
-
-    def renew(manifest: Manifest | None, cut: Cut) -> Manifest:
-        rows = list_rows(config.sources, config.listing, config.storage, config.job.limit, say, requests)
-        return sync_manifest(dest, manifest, sync, until(stop, rows), cut, say)
-
-    return renew
-
-
-def _retrying(config: Config, dest: Store, say: Callable[[str], None]) -> Renew:
-    """Looks the rejected rows up again. There must be a dataset."""
-    if load_info(dest) is None or load_manifest(dest) is None:
-        raise UsageError(f"{dest.root} holds no raysight dataset whose source was listed; run extract")
-    located = functools.lru_cache(lambda source: Located(roots((source,)), config.storage))
-
-    def renew(manifest: Manifest | None, cut: Cut) -> Manifest:
-        assert manifest is not None
-        return retry_rejects(dest, manifest, cut, lambda source, uris: located(source).look_up(uris), say)
-
-    return renew

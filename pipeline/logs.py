@@ -7,16 +7,18 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.redact import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
     from typing import TextIO
 
     from pipeline.config import LogFormat
+
+T = TypeVar("T")
 
 LOGGER = "pipeline.job"
 """Of what a job tells its user."""
@@ -73,6 +75,12 @@ def configure(form: LogFormat, fields: Mapping[str, str]) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger(LOGGER).setLevel(logging.INFO)
     sys.excepthook = _log_exception
+
+
+def configured(function: Callable[[], T], form: LogFormat, fields: Mapping[str, str]) -> T:
+    """Calls the function in a process that logs so from now on."""
+    configure(form, fields)
+    return function()
 
 
 def stream(form: LogFormat) -> TextIO:

@@ -1,12 +1,10 @@
-"""What a job settles before it starts: the precision, the size of a shard."""
+"""What a job settles before it starts: the sizes of its chunks and shards."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.cut import Cut
-from pipeline.dataset import load_info
 from pipeline.errors import InterruptedJobError
 from pipeline.schema import row_bytes
 
@@ -17,24 +15,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from pipeline.budget import Budget
-    from pipeline.config import JobConfig, ModelConfig
+    from pipeline.config import JobConfig
     from pipeline.manifest import Manifest
-    from pipeline.storage import Store
-
-
-def settle_precision(model: ModelConfig, dest: Store, budget: Budget) -> ModelConfig:
-    """``auto`` is what an existing dataset has, else what suits the device of the actors.
-
-    Raises:
-        UsageError: the actors' device cannot compute in what was asked for, or there is no such model.
-    """
-    from pipeline.precision import check_precision, resolve_precision  # torch and timm: seconds
-
-    device = "cuda" if budget.gpus_per_actor > 0 else "cpu"
-    existing = load_info(dest) if model.precision == "auto" else None
-    wanted = existing.model.precision if existing is not None else model.precision
-    check_precision(wanted, device)
-    return replace(model, precision=resolve_precision(wanted, model.name, device))
 
 
 def until(stop: threading.Event, rows: Iterator[tuple[str, pa.RecordBatch]]) -> Iterator[tuple[str, pa.RecordBatch]]:

@@ -8,34 +8,22 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from pipeline.cluster import free_resources
-from pipeline.counting import CountingStore
 from pipeline.errors import UnavailableError
-from pipeline.logs import configure
+from pipeline.finishing import finish_shard
 from pipeline.metrics import JOB_METRICS, JobMetrics
 from pipeline.rayerrors import explain
 from pipeline.raymetrics import RayRecorder
 from pipeline.running import run_chunks
-from pipeline.storage import open_store
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterable, Iterator
 
     from pipeline.chunk_result import ChunkResult
-    from pipeline.config import Config
     from pipeline.manifest import Manifest
     from pipeline.plan import Pending
     from pipeline.storage import Store
     from pipeline.worker import JobSpec
-
-
-def _finish(
-    config: Config, labels: dict[str, str], shard: int, task: Callable[[Store], None]
-) -> tuple[int, dict[str, int]]:
-    configure(config.job.log_format, labels)
-    dest = CountingStore(open_store(config.dest, config.storage))
-    task(dest)
-    return shard, dest.take()
 
 
 class RayWorkers:
@@ -44,7 +32,7 @@ class RayWorkers:
     def __init__(self, spec: JobSpec) -> None:
         self._spec = spec
         self._metrics = JobMetrics(RayRecorder(JOB_METRICS, spec.labels))
-        self._finish = ray.remote(max_retries=3, retry_exceptions=[UnavailableError])(_finish)
+        self._finish = ray.remote(max_retries=3, retry_exceptions=[UnavailableError])(finish_shard)
         self._running: list[Any] = []
         self.requests: Counter[str] = Counter()
 

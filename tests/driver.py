@@ -6,6 +6,7 @@ Usage: python driver.py '{"factory": "slow", "job": {"shard_rows": 16}}' extract
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import sys
 from dataclasses import replace
@@ -13,8 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-
-import stubs
 
 import pipeline.job
 import serve.cli
@@ -33,7 +32,8 @@ def run(settings: dict[str, Any], arguments: list[str]) -> int:
             job=replace(config.job, **settings.get("job", {})),
             storage=replace(config.storage, **settings.get("storage", {})),
         )
-        factory = getattr(stubs, settings["factory"]) if "factory" in settings else None
+        # Imported where it is asked for: it imports torch, and a job that finds torch loaded loads its model beside it.
+        factory = getattr(importlib.import_module("stubs"), settings["factory"]) if "factory" in settings else None
         return original(changed, factory=factory, **options)
 
     pipeline.job.run_job = run_job

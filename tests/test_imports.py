@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 LADDER = (
     # words
     ("config", "errors", "cut", "fingerprint", "footer", "glob", "interrupt", "redact", "seen", "tolerance"),
-    ("keys", "memory"),
+    ("apart", "keys", "memory"),
     ("options", "settings", "toml"),
     # shapes and stores
     ("chunk_result", "pieces", "schema", "store", "columns", "counting"),
@@ -54,11 +54,12 @@ LADDER = (
     ("embed", "verify"),
     # work with ray
     ("budget", "cluster", "rayerrors", "raymetrics", "raystats", "readshare"),
-    ("preflight", "worker"),
+    ("finishing", "preflight", "worker"),
     ("dataflow",),
     ("running",),
     ("rayworkers",),
     # commands
+    ("renewal",),
     ("dryrun", "job"),
     ("cli", "show"),
 )

@@ -23,7 +23,7 @@ from pipeline.cut import Cut
 from pipeline.dataset import DatasetInfo
 from pipeline.errors import UsageError
 from pipeline.extractor import load_extractor
-from pipeline.identity import load, recorded
+from pipeline.identity import Identity, load, recorded
 from pipeline.schema import DATASET, class_fields, describe_output, embedding_field, parse_output, patches_field
 from pipeline.worker import ExtractActor, JobSpec
 from serve.cli import main
@@ -102,6 +102,22 @@ def test_verify_without_a_sample_imports_nothing_slow(finished: tuple[Path, Path
     assert found == []
 
 
+@pytest.mark.ray
+def test_the_driver_of_a_new_dataset_loads_no_model_itself(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    code, output, found = imported("extract", finished[0], tmp_path / "out", *jobs.MODEL)
+    assert code == 0
+    assert jobs.last_line(output)["rows"] == 12
+    assert found == ["ray"]
+
+
+def test_a_new_dataset_s_model_that_does_not_exist_is_refused_with_nothing_written(
+    finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    code, _, _ = imported("extract", finished[0], tmp_path / "out", "--model", "no_such_model")
+    assert code == 2
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_model_is_refused_although_there_is_nothing_to_do(finished: tuple[Path, Path]) -> None:
     code, _, found = imported("extract", *finished, *jobs.MODEL, "--weights", "random:1")
     assert code == 2
@@ -126,7 +142,7 @@ INFO = DatasetInfo(datasets.FINGERPRINT, MODEL)
 
 @pytest.mark.parametrize("asked", [MODEL, replace(MODEL, precision="auto")], ids=["the same", "auto"])
 def test_the_same_settings_are_known_without_loading(asked: ModelConfig) -> None:
-    assert recorded(asked, INFO, on_gpu=False) is INFO
+    assert recorded(asked, INFO, on_gpu=False) == Identity(MODEL, datasets.FINGERPRINT, INFO.parameters)
 
 
 @pytest.mark.parametrize(

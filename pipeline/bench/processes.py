@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _SAMPLE_S = 0.05
-_ROLES = {"ExtractActor": "actor", "_finish": "seal", "Chunks": "read"}
+_ROLES = {"ExtractActor": "actor", "finish_shard": "seal", "Chunks": "read"}
 """Ray names a worker after what it runs."""
 
 

@@ -1,0 +1,101 @@
+"""Functions whose answers come from a process of their own."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.apart import Apart
+from pipeline.errors import HubError, RaysightError, UsageError
+
+
+def process() -> tuple[int, int]:
+    """Which process, and of which group, this runs in."""
+    return os.getpid(), os.getpgid(0)
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+def wait_for_ever(started: str) -> None:
+    Path(started).touch()
+    signal.pause()
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_the_answer_comes_from_another_process_which_is_gone_when_the_block_is_left() -> None:
+    with Apart(process) as answer:
+        pid, _ = answer.result()
+    assert pid != os.getpid()
+    assert not alive(pid)
+
+
+def test_a_terminal_s_ctrl_c_does_not_reach_it() -> None:
+    with Apart(process) as answer:
+        pid, group = answer.result()
+    assert group == pid
+
+
+def test_it_runs_beside_what_the_block_does(tmp_path: Path) -> None:
+    beside = tmp_path / "beside"
+    with Apart(functools.partial(wait_for_file, str(beside))) as answer:
+        beside.write_text("meanwhile")
+        assert answer.result() == "meanwhile"
+
+
+def wait_for_file(path: str) -> str:
+    while not (Path(path).exists() and Path(path).read_text()):
+        pass
+    return Path(path).read_text()
+
+
+def test_modules_are_found_where_this_process_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "only_here.py").write_text("def say(): return 'found'")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import only_here  # type: ignore[import-not-found]
+
+    with Apart(only_here.say) as answer:
+        assert answer.result() == "found"
+    del sys.modules["only_here"]
+
+
+@pytest.mark.parametrize(
+    "error", [UsageError("no such model"), HubError("no hub"), ValueError("not foreseen")], ids=repr
+)
+def test_what_it_raises_is_raised_here(error: Exception) -> None:
+    with Apart(functools.partial(fail, error)) as answer, pytest.raises(type(error), match=str(error)):
+        answer.result()
+
+
+def test_the_place_of_an_error_that_was_not_foreseen_is_told() -> None:
+    with Apart(functools.partial(fail, ValueError("not foreseen"))) as answer, pytest.raises(ValueError) as caught:
+        answer.result()
+    assert "in fail" in "".join(caught.value.__notes__)
+
+
+def test_a_process_that_dies_over_it_is_told_with_its_exit_code() -> None:
+    with Apart(functools.partial(os._exit, 9)) as answer, pytest.raises(RaysightError, match="exit code 9"):
+        answer.result()
+
+
+def test_leaving_the_block_early_ends_the_process(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    with Apart(functools.partial(wait_for_ever, str(started))) as answer:
+        while not started.exists():
+            pass
+        pid = answer.pid
+        assert alive(pid)
+    assert not alive(pid)
