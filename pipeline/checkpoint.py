@@ -87,7 +87,10 @@ def read_checkpoint(path: Path, option: str, known: Collection[str] = ()) -> dic
     try:
         values: Mapping[str, Any] = load_state_dict(str(path))
     except Exception as error:  # readers of wild files raise all sorts
-        raise UsageError(f"{option} {path} holds no weights that can be read: {summary(error, lines=2)}") from error
+        reason = summary(error, lines=2)
+        if "weights_only" in reason:  # torch advises to trust the file, which nothing here would do
+            reason = "it is no checkpoint, or holds more than tensors, which could be code; save its state_dict"
+        raise UsageError(f"{option} {path} holds no weights that can be read: {reason}") from error
     while inner := next((key for key in _WRAPPINGS if isinstance(values.get(key), dict)), None):
         values = values[inner]
     state = {key: value for key, value in values.items() if isinstance(value, torch.Tensor)}

@@ -189,14 +189,18 @@ def _run_job(config: Config, *, retry: bool) -> int:
 
 def run_embed(options: argparse.Namespace) -> int:
     """``raysight embed``. Exits 1 when an image was rejected."""
-    from pipeline.embed import check_format, embed, render
+    from pipeline.embed import check_format, check_images, embed, render
     from pipeline.extractor import load_extractor, pick_device
     from pipeline.precision import check_precision
 
     if options.output is None and options.format != "json" and sys.stdout.isatty():
         raise UsageError(f"--format {options.format} is binary: give --output FILE, or redirect")
-    if options.output is not None and not options.output.absolute().parent.is_dir():
-        raise UsageError(f"--output {options.output}: there is no folder {options.output.absolute().parent}")
+    if options.output is not None:
+        if not options.output.absolute().parent.is_dir():
+            raise UsageError(f"--output {options.output}: there is no folder {options.output.absolute().parent}")
+        if options.output.is_dir():
+            raise UsageError(f"--output {options.output}: this is a folder; give the name of a file")
+    check_images(options.images)
     settings = load_settings(options)
     check_format(options.format, settings.model.features)
     model, device = settings.model, pick_device()

@@ -50,9 +50,20 @@ def embed(extractor: Extractor, uris: Sequence[str], limits: ImageLimits, storag
 def _fetch(uri: str, limits: ImageLimits, storage: StorageConfig) -> tuple[str, Fetched | RejectError]:
     if scheme(uri) not in ("", "file"):
         return uri, Located([], storage).fetch_many([uri], limits.max_bytes)[0]
-    path = Path(uri.removeprefix("file://")).absolute()
+    path = _path(uri).absolute()
     store, name = open_store(str(path.parent), storage), PurePosixPath(path).name
     return store.uri(name), store.fetch_many([name], limits.max_bytes)[0]
+
+
+def _path(uri: str) -> Path:
+    return Path(uri.removeprefix("file://"))
+
+
+def check_images(uris: Sequence[str]) -> None:
+    """Raises UsageError when one of them is a folder."""
+    for uri in uris:
+        if scheme(uri) in ("", "file") and _path(uri).is_dir():
+            raise UsageError(f"{uri} is a folder; name its images, or: raysight extract {uri} DEST")
 
 
 def check_format(form: str, features: Sequence[str]) -> None:

@@ -63,7 +63,7 @@ def check_structure(dest: Store, info: DatasetInfo, manifest: Manifest) -> Repor
             continue
         try:
             ShardInspection(dest, shard, report).check(expected, retired, beside, info)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, OSError) as error:  # the second of broken pages
             report.problem(f"shard {shard} is damaged: {error}")
     if unsealed:
         rows = sum(manifest.shards[shard].rows for shard in unsealed)

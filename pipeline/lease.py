@@ -129,14 +129,13 @@ class Lease:
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            values: dict[str, Any] = json.loads(self._dest.get(schema.LEASE))
+            return dict(json.loads(self._dest.get(schema.LEASE)))
         except NotFoundError:
             return None
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise UsageError(
                 f"{self._dest.uri(schema.LEASE)} is not a lease; delete it if no job is at work"
             ) from error
-        return values
 
     def _content(self) -> bytes:
         self._beats += 1

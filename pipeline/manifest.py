@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline import schema
 from pipeline.dataset_format import check_format, format_mark
-from pipeline.errors import NotFoundError
+from pipeline.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from pipeline.storage import Store
@@ -151,15 +151,22 @@ def load_manifest(dest: Store) -> Manifest | None:
     """The committed manifest of a dataset, or None when no listing was ever finished.
 
     Raises:
-        UsageError: it is not of the format that this version reads.
+        UsageError: it is damaged, or not of the format that this version reads.
     """
     try:
-        values: dict[str, Any] = json.loads(dest.get(schema.MANIFEST_MARKER))
+        data = dest.get(schema.MANIFEST_MARKER)
     except NotFoundError:
         return None
-    check_format(values, dest.uri(schema.MANIFEST_MARKER))
-    shards = (ManifestShard(**{**shard, "chunks": tuple(shard["chunks"])}) for shard in values["shards"])
-    return Manifest(tuple(shards), tuple(_generation(item) for item in values["generations"]))
+    where = dest.uri(schema.MANIFEST_MARKER)
+    try:
+        values: dict[str, Any] = json.loads(data)
+        check_format(values, where)
+        shards = (ManifestShard(**{**shard, "chunks": tuple(shard["chunks"])}) for shard in values["shards"])
+        return Manifest(tuple(shards), tuple(_generation(item) for item in values["generations"]))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(
+            f"{where} is damaged ({type(error).__name__}: {error}); put back a copy of it, or extract into another DEST"
+        ) from error
 
 
 def _generation(values: dict[str, Any]) -> Generation:

@@ -72,6 +72,7 @@ class ShardInspection:
 
         Raises:
             ArrowInvalid: a file is not Parquet.
+            OSError: a part of it is not.
         """
         with tempfile.TemporaryDirectory(prefix="raysight-verify-") as folder:
             path = Path(folder) / "features.parquet"

@@ -61,6 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
         # The reader of our output went away; a later flush must not complain about it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
+    except OSError as error:
+        # A full disk, a folder that may not be written: the machine's trouble, which a trace would only hide.
+        complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return EXIT_ERROR
     return code
 
 

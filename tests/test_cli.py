@@ -234,6 +234,20 @@ def test_embed_into_a_folder_that_does_not_exist_is_refused_before_the_work(
     assert "there is no folder" in capsys.readouterr().err
 
 
+def test_embed_refuses_folders_before_the_work(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused("embed", photos / "chelsea.png", *SMALL, "--output", tmp_path) == 2
+    assert f"--output {tmp_path}: this is a folder" in capsys.readouterr().err
+    assert refused("embed", photos, "--model", "none that is loaded") == 2
+    assert f"{photos} is a folder; name its images, or: raysight extract" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_a_line_and_exit_code_1(photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert refused("embed", photos / "chelsea.png", *SMALL, "--output", "/dev/full") == 1
+    assert capfd.readouterr().err.splitlines() == ["raysight: [Errno 28] No space left on device"]
+
+
 def test_the_exit_code_is_the_commands_whatever_happens_as_python_comes_down() -> None:
     program = (
         "import atexit, os, sys; atexit.register(os.abort); from serve.cli import entry;"

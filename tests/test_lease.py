@@ -264,9 +264,10 @@ def test_a_conditional_put_whose_answer_was_lost_is_no_other_job(tmp_path: Path)
         pass
 
 
-def test_what_is_not_a_lease_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"", b'"x"', b"7"])
+def test_what_is_not_a_lease_is_named(content: bytes, tmp_path: Path) -> None:
     dest = open_store(str(tmp_path), StorageConfig())
-    dest.put(KEY, b"")
+    dest.put(KEY, content)
     with pytest.raises(UsageError, match=r"lease\.json is not a lease"), Lease(dest, LONG_S, print):
         pass
 

@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.cut import Cut
-from pipeline.errors import UnavailableError
+from pipeline.errors import UnavailableError, UsageError
 from pipeline.generation import Listing, write_generation
 from pipeline.local import LocalStore
 from pipeline.manifest import ManifestReader, RetiredRows, load_manifest
-from pipeline.schema import MANIFEST_SCHEMA, RETIRED_SCHEMA
+from pipeline.schema import MANIFEST_MARKER, MANIFEST_SCHEMA, RETIRED_SCHEMA
 from pipeline.storage import ObjectInfo
 
 if TYPE_CHECKING:
@@ -141,6 +141,14 @@ def test_a_manifest_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     written = write_generation(store, None, Listing((SOURCE,), limit=10), rows([1] * 10), Cut(3, 100, 6))
     assert load_manifest(store) == written
     assert (written.sources, written.last.limit) == ((SOURCE,), 10)
+
+
+@pytest.mark.parametrize("content", [b'{"format": 2, "sha', b"[]", b'{"format": 2}'], ids=["cut off", "a list", "bare"])
+def test_a_damaged_marker_is_named_with_what_to_do(content: bytes, tmp_path: Path) -> None:
+    dest = LocalStore(str(tmp_path))
+    dest.put(MANIFEST_MARKER, content)
+    with pytest.raises(UsageError, match=f"^{dest.uri(MANIFEST_MARKER)} is damaged .*; put back a copy"):
+        load_manifest(dest)
 
 
 def test_an_empty_listing_is_a_manifest_of_nothing(tmp_path: Path) -> None:

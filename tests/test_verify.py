@@ -235,7 +235,12 @@ def test_a_shard_that_is_not_sealed_is_found(dataset: Path) -> None:
     assert findings(dataset) == f"PROBLEM      1 of 2 shards are not sealed (6 rows): {SECOND}"
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-20], lambda data: b"", lambda data: b"x" * 500])
+def broken_page(data: bytes) -> bytes:
+    """The header of the first page."""
+    return data[:4] + b"x" * 56 + data[60:]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-20], lambda data: b"", lambda data: b"x" * 500, broken_page])
 def test_a_file_that_is_no_parquet_is_found(dataset: Path, damage: Callable[[bytes], bytes]) -> None:
     (dataset / FIRST).write_bytes(damage((dataset / FIRST).read_bytes()))
     assert "shard 0 is damaged" in findings(dataset)
