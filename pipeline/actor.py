@@ -15,6 +15,7 @@ from pipeline.chunk_work import ChunkWork
 from pipeline.chunkrow import images
 from pipeline.commit import build_chunk, commit_chunk
 from pipeline.counting import CountingStore
+from pipeline.decoding import decode, decode_ahead, group_size
 from pipeline.errors import RejectError
 from pipeline.isolate import IsolatedPreprocessor
 from pipeline.read import kept_columns
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from pipeline.chunk_work import Decoded
+    from pipeline.decoding import Decoded
     from pipeline.extractor import Extractor
     from pipeline.prepared import Prepared
     from pipeline.storage import Store
@@ -153,24 +154,14 @@ class ChunkWorker:
     def _prepared(
         self, work: ChunkWork, prepare: Callable[[memoryview], Prepared], ahead: int
     ) -> Iterator[Prepared | RejectError]:
-        def run(item: memoryview | Prepared | RejectError) -> Decoded:
-            before, cpu = time.perf_counter(), time.thread_time()
-            try:
-                outcome = prepare(item) if isinstance(item, memoryview) else item
-            except RejectError as reject:
-                outcome = reject
-            return outcome, time.perf_counter() - before, time.thread_time() - cpu
-
-        window: deque[Future[Decoded]] = deque()
-        for item in work.items:
-            if ahead == 0:
-                yield work.take(run(item))
-                continue
-            window.append(self._pool.submit(run, item))
-            if len(window) > ahead:
-                yield work.take(window.popleft().result())
-        while window:
-            yield work.take(window.popleft().result())
+        groups: Iterator[Decoded]
+        if ahead == 0:
+            groups = (decode([item], prepare) for item in work.items)
+        else:
+            group = group_size(self._config.batch_size)
+            groups = decode_ahead(work.items, prepare, self._pool, ahead=ahead, group=group)
+        for decoded in groups:
+            yield from work.take(decoded)
 
     def _forward(self, batch: dict[int, Prepared]) -> tuple[list[int], Future[Forwarded]]:
         """Begins a forward; keys of ``batch`` are places in the chunk."""

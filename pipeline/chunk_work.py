@@ -15,11 +15,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from pipeline.decoding import Decoded, Item
     from pipeline.prepared import Prepared
     from pipeline.streams import Forwarded
-
-    Decoded = tuple[Prepared | RejectError, float, float]
-    """What became of an image, and its wall and CPU seconds."""
 
 
 class ChunkWork:
@@ -38,7 +36,7 @@ class ChunkWork:
 
     def __init__(
         self,
-        items: Iterator[memoryview | Prepared | RejectError],
+        items: Iterator[Item],
         outputs: Sequence[pa.Field],
         rows: int,
         prepare_seconds: float,
@@ -55,12 +53,11 @@ class ChunkWork:
         """Those of all good images, in order."""
         return self._features.arrays
 
-    def take(self, decoded: Decoded) -> Prepared | RejectError:
-        """Notes the seconds of an image."""
-        outcome, seconds, cpu_seconds = decoded
-        self.prepare_seconds += seconds
-        self.prepare_cpu_seconds += cpu_seconds
-        return outcome
+    def take(self, decoded: Decoded) -> list[Prepared | RejectError]:
+        """Notes the seconds of some images, and gives what became of each."""
+        self.prepare_seconds += decoded.seconds
+        self.prepare_cpu_seconds += decoded.cpu_seconds
+        return decoded.outcomes
 
     def note(self, places: list[int], future: Future[Forwarded]) -> None:
         """Takes the features of one batch, whose images have these places in the chunk."""

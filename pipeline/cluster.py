@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _STDERR = 2
-
-
 _KNOCK_S = 5.0
+_IDLE_WORKER_MS = 600_000
 
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/kfd", "/dev/dxg")
 """Of NVIDIA's driver, of its boards (two names), of AMD's driver, of WSL: without any of them no GPU can be used."""
@@ -68,6 +67,9 @@ def local_ray(cpus: int) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # What Ray does for a lone laptop, and no option of its: all its ports are on loopback.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    # A read that runs ahead waits for the actors, and Ray ends a process that waited for a second, where there are more
+    # processes than CPUs; to start another takes two seconds of a core.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(_IDLE_WORKER_MS))
     import ray
 
     with _signal_handlers_kept(), _announcement_dropped():

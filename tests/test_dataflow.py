@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -219,3 +221,25 @@ def test_a_foreign_error_is_named_with_its_last_line() -> None:
     found = explain(error)
     assert type(found) is RaysightError
     assert "OSError: last" in str(found)
+
+
+@pytest.mark.usefixtures("ray_on_two_cpus")
+def test_a_process_that_waits_for_its_next_read_is_kept() -> None:
+    """Ray's own default is to end one after a second where there are more processes than CPUs."""
+    import ray
+
+    class Holder:
+        def alive(self) -> bool:
+            return True
+
+    def whose() -> tuple[int, str]:
+        return os.getpid(), ray.get_runtime_context().get_worker_id()
+
+    read = ray.remote(whose).options(num_cpus=1)
+    holders = [ray.remote(Holder).options(num_cpus=0).remote() for _ in range(3)]
+    assert ray.get([holder.alive.remote() for holder in holders]) == [True] * 3
+    first = ray.get(read.remote())
+
+    time.sleep(4)
+
+    assert ray.get(read.remote()) == first

@@ -44,7 +44,8 @@ LADDER = (
     ("lister",),
     ("source",),
     # work without ray
-    ("chunk_work", "progress", "runlog", "streams", "terms"),
+    ("decoding", "progress", "runlog", "streams", "terms"),
+    ("chunk_work",),
     ("actor", "logs", "metrics"),
     ("run",),
     ("report_text",),

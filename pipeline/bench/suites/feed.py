@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pipeline.bench.suite import Bench, Plan
     from pipeline.config import Preset
 
-_FAST_DEVICE = {"batch_size": 64, "chunk_rows": 256}
-"""The slice stands for a device that never keeps anybody waiting: a GPU's batches, a GPU's chunks in small."""
+_BATCH = 64
+"""The slice stands for a device that never keeps anybody waiting: a GPU's batches."""
 
 _LIMITS = ("limit, threads", "limit, processes")
 _LIMIT_RATIO = 0.85
@@ -36,20 +36,22 @@ class Case:
         peer_images: files of the slower peers.
         size: width and height of each, in pixels.
         preset: the crop: 518 pixels with ``timm``, 224 with ``dinov2-224``.
+        chunk_rows: images of a chunk; the default is what an actor with a GPU has.
     """
 
     images: int
     peer_images: int
     size: tuple[int, int] = SIZE
     preset: Preset = "timm"
+    chunk_rows: int = 1024
 
 
-_QUICK = (Case(3000, 300),)
+_QUICK = (Case(3000, 300, chunk_rows=256),)
 _FULL = (
     Case(30_000, 2000),
     Case(30_000, 2000, preset="dinov2-224"),
     *(
-        Case(6_000_000_000 // (pixels * 2), 400_000_000 // pixels, size, preset)
+        Case(6_000_000_000 // (pixels * 2), 400_000_000 // pixels, size, preset, chunk_rows=64)
         for size, pixels in ((size, size[0] * size[1]) for size in LARGE_SIZES)
         for preset in ("timm", "dinov2-224")
     ),
@@ -67,7 +69,11 @@ def measure_feed(bench: Bench, case: Case) -> dict[str, Any]:
     source, few = (_corpus(bench.work, count, case.size) for count in (case.images, case.peer_images))
     bare = {"source": str(source), "images": case.images, "preset": case.preset}
     peer = {"source": str(few), "images": case.peer_images, "preset": case.preset}
-    job = {"extractor": "slice", "job": _FAST_DEVICE, "model": {"preset": case.preset}}
+    job = {
+        "extractor": "slice",
+        "job": {"batch_size": _BATCH, "chunk_rows": case.chunk_rows},
+        "model": {"preset": case.preset},
+    }
     dest = bench.work / "raysight"
     plan: Plan = {
         "limit, threads": ("limit:threads", bare),
