@@ -59,12 +59,24 @@ class ForwardStreams:
         self._pool = ThreadPoolExecutor(
             self.in_hand, thread_name_prefix="forward", initializer=torch.set_num_threads, initargs=(threads,)
         )
+        # A thread of its own: OpenMP keeps helpers for each, and they stop waiting awake for one another once there are
+        # more than cores, which makes every layer wait for the kernel.
+        self._alone = ThreadPoolExecutor(
+            1, thread_name_prefix="alone", initializer=torch.set_num_threads, initargs=(streams * threads,)
+        )
 
-    def submit(self, batch: Sequence[NDArray[np.uint8]]) -> Future[Forwarded]:
-        """Queues a batch. The future raises what the forward raises."""
-        return self._pool.submit(self._forward, batch)
+    def submit(self, batch: Sequence[NDArray[np.uint8]], *, alone: bool = False) -> Future[Forwarded]:
+        """Queues a batch. The future raises what the forward raises.
 
-    def _forward(self, batch: Sequence[NDArray[np.uint8]]) -> Forwarded:
+        Args:
+            batch: as ``Extractor.forward`` takes it.
+            alone: it gets the threads of all streams; for a caller that knows of nothing else to do.
+        """
+        if alone and self.streams > 1:
+            return self._alone.submit(self._forward, batch, self.streams)
+        return self._pool.submit(self._forward, batch, 1)
+
+    def _forward(self, batch: Sequence[NDArray[np.uint8]], share: int) -> Forwarded:
         before, cpu = time.perf_counter(), time.thread_time()
         features = self._extractor.forward(batch)
         after, cpu = time.perf_counter(), time.thread_time() - cpu
@@ -72,4 +84,4 @@ class ForwardStreams:
             with self._lock:  # the device had the batch before until then
                 before = max(before, self._free_since)
                 after = self._free_since = max(after, before)
-        return Forwarded(features, (after - before) / self.streams, cpu)
+        return Forwarded(features, (after - before) * share / self.streams, cpu)

@@ -36,11 +36,23 @@ class _Item:
 class Batcher:
     """Feeds the streams of a device, each with at most ``batch_size`` images at a time."""
 
-    def __init__(self, forwards: ForwardStreams, batch_size: int, observe: Callable[[float, int], None]) -> None:
-        """Args: observe: told the seconds of every forward, as the device was held, and its images."""
+    def __init__(
+        self,
+        forwards: ForwardStreams,
+        batch_size: int,
+        observe: Callable[[float, int], None],
+        alone: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Further arguments.
+
+        Args:
+            observe: told the seconds of every forward, as the device was held, and its images.
+            alone: whether an image is the only one far and wide, and so gets the threads of all streams.
+        """
         self._forwards = forwards
         self._batch_size = batch_size
         self._observe = observe
+        self._alone = alone
         self._items: deque[_Item] = deque()
         self._some = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -87,7 +99,8 @@ class Batcher:
             if not batch:
                 continue
             try:
-                done = await asyncio.wrap_future(self._forwards.submit([item.pixels for item in batch]))
+                forward = self._forwards.submit([item.pixels for item in batch], alone=self._alone())
+                done = await asyncio.wrap_future(forward)
             except Exception as error:
                 for item in batch:
                     _fail(item, error)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
+import torch
 from PIL import Image
 
 from pipeline.config import ImageLimits, ModelConfig, ServeConfig
@@ -95,15 +96,17 @@ class GatedExtractor(Extractor):
     gate: threading.Event
     began: threading.Event
     batches: list[int]
+    threads: list[int]
 
     @classmethod
     def of(cls, extractor: Extractor) -> GatedExtractor:
         gated = cls.__new__(cls)
         gated.__dict__.update(extractor.__dict__)
-        gated.gate, gated.began, gated.batches = threading.Event(), threading.Event(), []
+        gated.gate, gated.began, gated.batches, gated.threads = threading.Event(), threading.Event(), [], []
         return gated
 
     def forward(self, batch: Sequence[np.ndarray[Any, Any]]) -> dict[str, Any]:
+        self.threads.append(torch.get_num_threads())
         self.batches.append(len(batch))
         self.began.set()
         assert self.gate.wait(60)

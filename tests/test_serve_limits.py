@@ -211,6 +211,18 @@ def test_what_gathers_while_the_device_is_busy_is_one_batch(gated: GatedExtracto
     assert max(gated.batches) == 8
 
 
+def test_an_image_that_is_alone_gets_all_cores_and_those_beside_others_one_each(gated: GatedExtractor) -> None:
+    with serving.client(gated) as client:  # of two threads
+        first = client.begin("POST", "/v1/features", content=picture(), headers=JPEG)
+        until(lambda: len(gated.batches) == 1)
+        second = client.begin("POST", "/v1/features", content=picture(), headers=JPEG)
+        until(lambda: len(gated.batches) == 2)
+        gated.gate.set()
+        alone, beside = (answer.result(30).json()["data"][0]["embedding"] for answer in (first, second))
+    assert gated.threads == [2, 1]
+    assert alone == pytest.approx(beside, rel=1e-5, abs=1e-5)
+
+
 def test_a_draining_replica_refuses_new_work_and_finishes_the_old(gated: GatedExtractor) -> None:
     with serving.client(gated) as client:
         begun = client.begin("POST", "/v1/features", content=picture(), headers=JPEG)

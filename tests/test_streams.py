@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.streams import ForwardStreams
 
@@ -57,6 +58,18 @@ def test_a_stream_of_two_holds_half_of_the_device(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     streams = ForwardStreams(Meeting(lambda: None), 2, 1)  # type: ignore[arg-type]
     assert streams.submit(pictures(0)).result().seconds == 1.5
+
+
+def test_a_batch_that_is_alone_has_the_threads_of_all_streams_and_holds_all_of_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads: list[int] = []
+    streams = ForwardStreams(Meeting(lambda: threads.append(torch.get_num_threads())), 2, 1)  # type: ignore[arg-type]
+    clock = iter((10.0, 13.0, 20.0, 23.0))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    assert streams.submit(pictures(0), alone=True).result().seconds == 3.0
+    assert streams.submit(pictures(0)).result().seconds == 1.5
+    assert threads == [2, 1]
 
 
 def test_what_a_forward_raises_reaches_who_asked_for_it() -> None:
