@@ -134,10 +134,12 @@ def _knock(address: str) -> None:
 def _signal_handlers_kept() -> Iterator[None]:
     """Ray takes SIGTERM for itself when it starts, and then ends the process at once; a job wants to drain."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 @contextmanager

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from pipeline.errors import StorageError
     from pipeline.window import Window
 
-_SLOW_DOWN = ("SlowDown", "TooManyRequests", "429", "503")
-"""What obstore's message of a throttled request has in it: the code of the store, or the HTTP status."""
+_SLOW_DOWN = ("status code: 429", "status code: 503")
+"""What obstore's message of a throttled request has in it. The key is in it as well, so a bare number would not do."""
 
 _BACKOFF_BASE = 3
 """obstore draws each pause between the first one and this multiple of the last; 2 would grow too slowly to matter."""

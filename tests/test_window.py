@@ -92,6 +92,7 @@ class _Throttling(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.places = AT_ONCE
         self.refused = 0
+        self.fail_once: set[str] = set()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -104,8 +105,11 @@ class _Handler(BaseHTTPRequestHandler):
             full = self.server.places < 0
             self.server.refused += full
         threading.Event().wait(0.01)  # so that requests meet
+        with self.server.lock:
+            fails = self.path in self.server.fail_once
+            self.server.fail_once.discard(self.path)
         body = b"<Error><Code>SlowDown</Code></Error>" if full else self.path.encode()
-        self.send_response(503 if full else 200)
+        self.send_response(503 if full else 500 if fails else 200)
         for name, value in (("Content-Length", str(len(body))), ("ETag", '"1"')):
             self.send_header(name, value)
         self.send_header("Last-Modified", "Wed, 25 Nov 2026 00:00:00 GMT")
@@ -143,3 +147,16 @@ def test_a_store_that_throttles_is_asked_less_and_loses_nothing(throttling: _Thr
     throttling.places = 1000
     store.fetch_many(keys * 3, 1 << 20)
     assert window.limit > 16, "and opens again"
+
+
+def test_an_error_of_another_kind_narrows_nothing_whatever_the_key_is_called(throttling: _Throttling) -> None:
+    throttling.places = 1000
+    throttling.fail_once = {"/bucket/c503.jpg", "/bucket/SlowDown-429.jpg"}
+    store = open_store("s3://bucket/", StorageConfig(anonymous=True, max_in_flight=32))
+    keys = ["c503.jpg", "SlowDown-429.jpg"]
+
+    answers = store.fetch_many(keys, 1 << 20)
+
+    assert [isinstance(answer, Fetched) for answer in answers] == [True, True]
+    assert not throttling.fail_once, "both failed once"
+    assert store._window.limit == 32
