@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.bench.suite import Bench, Plan
 
 MODEL = {"weights": "random:0", "precision": "fp32", "preset": "dinov2-224"}
-_IMAGES, _CLIENTS = 300, 32
+_QUICK_IMAGES, _FULL_IMAGES, _CLIENTS = 150, 300, 32
 _OF_THE_JOB, _ADDED_MS, _OF_THE_USUAL = 0.9, 10.0, 2.0
 _HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
 _Results = dict[str, list[dict[str, Any]]]
@@ -27,13 +27,14 @@ _Results = dict[str, list[dict[str, Any]]]
 
 def run(bench: Bench) -> dict[str, Any]:
     """Two parts: the real model at 224 px, and servers around a slice of the image."""
-    source = str(write_corpus(bench.work, _IMAGES))
-    model = _measure_model(bench, source)
+    images = _FULL_IMAGES if bench.full else _QUICK_IMAGES
+    source = str(write_corpus(bench.work, images))
+    model = _measure_model(bench, source, images)
     slices = _measure_slices(bench, source)
     return {"model": model, "slice": slices}
 
 
-def _measure_model(bench: Bench, source: str) -> _Results:
+def _measure_model(bench: Bench, source: str, images: int) -> _Results:
     budget = make_budget(JobConfig(), this_machine(), can_grow=False)
     # On a CPU each forward has a core, but a lone image in the endpoint all of them; a GPU's has one thread for each.
     threads = 1 if not budget.gpus_per_actor else budget.threads
@@ -43,7 +44,7 @@ def _measure_model(bench: Bench, source: str) -> _Results:
         "job": (
             "job:run",
             {"source": source, "dest": str(bench.work / "serve"), "extractor": "model", "model": MODEL}
-            | {"job": {"chunk_rows": min(budget.chunk_rows, _IMAGES // 8)} | ({} if bench.full else {"limit": 150})},
+            | {"job": {"chunk_rows": min(budget.chunk_rows, images // 8)}},
         ),
         "served": (
             "serve.bench.endpoint:measure",
