@@ -42,7 +42,7 @@ def end_jobs(url: str, seconds: float) -> bool:
 
 
 def _is_here(job: JobDetails) -> bool:
-    """Whether it runs, and by `ray job submit`, which starts drivers on the head."""
+    """Whether it runs, and by `ray job submit`, which starts drivers on the head unless it is told otherwise."""
     return job.type is JobType.SUBMISSION and not job.status.is_terminal()
 
 

@@ -95,12 +95,14 @@ class ChunkWorker:
         )
         if attempt > self._config.poison_attempts:
             with IsolatedPreprocessor(self._extractor.preprocessor, self._config.decode_timeout_s) as isolated:
-                self._extract(work, isolated.prepare, ahead=0)
+                self._extract(work, isolated.prepare, ahead=0, group=1)
         else:
+            group = group_size(self._config.batch_size, len(uris), self._config.decode_threads)
             self._extract(
                 work,
                 self._extractor.prepare,
-                ahead=(1 + self._streams.in_hand) * self._config.batch_size + self._config.decode_threads,
+                ahead=(1 + self._streams.in_hand) * self._config.batch_size + self._config.decode_threads * group,
+                group=group,
             )
         columns = self._extractor.finish(work.features)
         table = build_chunk(uris, etags, work.outcomes, columns, self._extractor.outputs, kept_columns(row))
@@ -131,11 +133,11 @@ class ChunkWorker:
             batch_size=self._config.batch_size,
         )
 
-    def _extract(self, work: ChunkWork, prepare: Callable[[memoryview], Prepared], *, ahead: int) -> None:
+    def _extract(self, work: ChunkWork, prepare: Callable[[memoryview], Prepared], *, ahead: int, group: int) -> None:
         """Runs the chunk through, decoding at most ``ahead`` images before they are needed."""
         batch: dict[int, Prepared] = {}
         running: deque[tuple[list[int], Future[Forwarded]]] = deque()
-        for outcome in self._prepared(work, prepare, ahead):
+        for outcome in self._prepared(work, prepare, ahead, group):
             if isinstance(outcome, RejectError):
                 work.outcomes.append(outcome)
                 continue
@@ -152,13 +154,12 @@ class ChunkWorker:
             work.note(*running.popleft())
 
     def _prepared(
-        self, work: ChunkWork, prepare: Callable[[memoryview], Prepared], ahead: int
+        self, work: ChunkWork, prepare: Callable[[memoryview], Prepared], ahead: int, group: int
     ) -> Iterator[Prepared | RejectError]:
         groups: Iterator[Decoded]
         if ahead == 0:
             groups = (decode([item], prepare) for item in work.items)
         else:
-            group = group_size(self._config.batch_size)
             groups = decode_ahead(work.items, prepare, self._pool, ahead=ahead, group=group)
         for decoded in groups:
             yield from work.take(decoded)

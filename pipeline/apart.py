@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import traceback
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
 
 import cloudpickle
@@ -17,8 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+# It dies with this process (PR_SET_PDEATHSIG of prctl(2)), and only so: who ends a whole tree of processes by SIGTERM
+# wants this one to drain, for which it needs the answer.
 _PROGRAM = """
-import pickle, sys
+import ctypes, pickle, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
 sys.path[:], function, pipe = pickle.load(sys.stdin.buffer)
 from pipeline.apart import answer
 answer(function, pipe)
@@ -30,21 +35,26 @@ T = TypeVar("T")
 class Apart(Generic[T]):
     """Begins to compute ``function()`` elsewhere; it and what it returns can be pickled.
 
-    A context manager: leaving the block ends what still runs. Ctrl-C in a terminal does not reach it.
+    A context manager: leaving the block ends what still runs. Neither Ctrl-C in a terminal nor SIGTERM ends it.
     """
 
     def __init__(self, function: Callable[[], T]) -> None:
+        task = cloudpickle.dumps(function)
         ours, theirs = os.pipe()
+        self._answer = os.fdopen(ours, "rb")
         try:
+            # -P: what lies in the current folder is no module of ours.
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM], stdin=subprocess.PIPE, pass_fds=(theirs,), process_group=0
+                [sys.executable, "-P", "-c", _PROGRAM], stdin=subprocess.PIPE, pass_fds=(theirs,), process_group=0
             )
+        except OSError:
+            self._answer.close()
+            raise
         finally:
             os.close(theirs)
-        self._answer = os.fdopen(ours, "rb")
         assert self._process.stdin is not None
-        with self._process.stdin as pipe:
-            pipe.write(pickle.dumps((sys.path, cloudpickle.dumps(function), theirs)))
+        with suppress(BrokenPipeError), self._process.stdin as pipe:  # result() says how it died
+            pipe.write(pickle.dumps((sys.path, task, theirs)))
 
     def __enter__(self) -> Self:
         return self

@@ -8,7 +8,7 @@ import signal
 import socket
 import tempfile
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,8 +76,8 @@ def local_ray(cpus: int) -> Iterator[None]:
         ray.init(
             address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
         )
-    _spare()
     try:
+        _spare()
         yield
     finally:
         ray.shutdown()
@@ -92,9 +92,11 @@ def _spare() -> None:
     """
     import ray
 
-    node = getattr(ray._private.worker, "_global_node", None)  # noqa: SLF001
+    worker = getattr(getattr(ray, "_private", None), "worker", None)
+    node = getattr(worker, "_global_node", None)
     for name in ("kill_monitor", "kill_log_monitor", "kill_dashboard"):
-        getattr(node, name, lambda check_alive: check_alive)(check_alive=False)
+        with suppress(AttributeError, TypeError, AssertionError):
+            getattr(node, name)(check_alive=False)
 
 
 @contextmanager

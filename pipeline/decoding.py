@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     """An encoded image, one that is decoded already, or why it could not be read."""
 
 _GROUPS_PER_BATCH = 8
+_GROUPS_PER_THREAD = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +32,18 @@ class Decoded:
     cpu_seconds: float
 
 
-def group_size(batch_size: int) -> int:
-    """Images that a thread takes at once: each hand-over is a lock, a wake-up and a turn of the interpreter's, which
-    a tenth of a millisecond of it an image does not bear; but a batch should not wait for one thread."""
-    return max(1, batch_size // _GROUPS_PER_BATCH)
+def group_size(batch_size: int, rows: int, threads: int) -> int:
+    """Images that a thread takes at once.
+
+    Each hand-over is a lock, a wake-up and a turn of the interpreter's, which small images feel. But a batch should
+    not wait for one thread, and a chunk of few large images should keep all threads busy.
+
+    Args:
+        batch_size: images of a forward.
+        rows: images of the chunk.
+        threads: that decode.
+    """
+    return max(1, min(batch_size // _GROUPS_PER_BATCH, rows // (_GROUPS_PER_THREAD * threads)))
 
 
 def decode(items: list[Item], prepare: Callable[[memoryview], Prepared]) -> Decoded:
@@ -58,7 +67,7 @@ def decode_ahead(
         items: of a chunk.
         prepare: may raise RejectError; several threads call it.
         pool: of threads.
-        ahead: images that are decoded at most before they are needed.
+        ahead: images that are decoded at most before they are needed, a group more or less.
         group: images that a thread takes at once.
 
     Yields:

@@ -63,7 +63,9 @@ def check_structure(dest: Store, info: DatasetInfo, manifest: Manifest) -> Repor
             continue
         try:
             ShardInspection(dest, shard, report).check(expected, retired, beside, info)
-        except (pa.ArrowInvalid, OSError) as error:  # the second of broken pages
+        except (pa.ArrowInvalid, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the machine's trouble; Arrow's of broken pages has no number
             report.problem(f"shard {shard} is damaged: {error}")
     if unsealed:
         rows = sum(manifest.shards[shard].rows for shard in unsealed)

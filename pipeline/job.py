@@ -75,9 +75,9 @@ def run_job(
     renew = retrying(config, dest, say) if retry else listing(config, dest, stop, say, listed)
     address = cluster_address(config.job.address)
     name = name or new_name()
-    with ExitStack() as stack, ExitStack() as local:  # the lease outlives those that write under it
+    with ExitStack() as stack, ExitStack() as rays:  # the lease outlives those that write under it
         if address is not None:
-            stack.enter_context(existing_ray(address))
+            rays.enter_context(existing_ray(address))
         nodes = cluster_nodes() if address is not None else this_machine()
         fit = functools.partial(
             make_budget, config.job, nodes, can_grow=address is not None and config.job.max_actors is not None
@@ -88,7 +88,7 @@ def run_job(
         def start_ray() -> type[RayWorkers]:
             if address is None:
                 say(f"starting Ray on this machine: {nodes[0].cpus:g} CPUs")
-                local.enter_context(local_ray(int(nodes[0].cpus)))
+                rays.enter_context(local_ray(int(nodes[0].cpus)))
             # This imports ray: a finished dataset has no need of it, and it reads its environment as it is imported.
             from pipeline.rayworkers import RayWorkers
 
@@ -98,11 +98,11 @@ def run_job(
         fingerprint, preprocessor = found.fingerprint, found.preprocessor
         stack.enter_context(Lease(dest, config.job.lease_ttl_s, say, on_lost=stop.set))
         kept = kept_columns(dest) if retry else kept_fields(config.sources, config.listing, config.storage)
-        agree_on(dest, fingerprint, found.model, kept, found.parameters)
         outputs = [parse_output(text) for text in fingerprint.outputs]
         cut = make_cut(config.job, budget, outputs, preprocessor.image_bytes if preprocessor else 0)
         features = largest_chunk(cut, outputs, load_manifest(open_store(config.dest, config.storage)))
         budget = fit(features=features, parameters=found.parameters)
+        agree_on(dest, fingerprint, found.model, kept, found.parameters)  # once it is sure that an actor fits
         for note in budget.notes:
             say(f"note: {note}")
 

@@ -129,7 +129,7 @@ class Lease:
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            return dict(json.loads(self._dest.get(schema.LEASE)))
+            return {**json.loads(self._dest.get(schema.LEASE))}  # of anything but an object a TypeError
         except NotFoundError:
             return None
         except (ValueError, TypeError) as error:

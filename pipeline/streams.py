@@ -65,6 +65,11 @@ class ForwardStreams:
             1, thread_name_prefix="alone", initializer=torch.set_num_threads, initargs=(streams * threads,)
         )
 
+    def settle(self, size: int) -> None:
+        """Forwards of all sizes up to ``size``, by threads that will compute: a compiled model knows torch's number."""
+        for pool in (self._pool, self._alone) if self.streams > 1 else (self._pool,):
+            pool.submit(self._extractor.settle, size, size).result()
+
     def submit(self, batch: Sequence[NDArray[np.uint8]], *, alone: bool = False) -> Future[Forwarded]:
         """Queues a batch. The future raises what the forward raises.
 

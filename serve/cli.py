@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_ERROR
     except OSError as error:
         # A full disk, a folder that may not be written: the machine's trouble, which a trace would only hide.
-        complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        complain(f"{error.filename}: {error.strerror}" if error.filename else str(error) or type(error).__name__)
         return EXIT_ERROR
     return code
 

@@ -64,9 +64,9 @@ class Engine:
         )
         # As in the batch job: a GPU takes one forward after another, on a CPU each has a core to itself; but an image
         # that is alone here gets all of them (docs/decisions/0009).
-        forwards = ForwardStreams(extractor, *((1, threads) if on_gpu else (threads, 1)))
+        self._forwards = ForwardStreams(extractor, *((1, threads) if on_gpu else (threads, 1)))
         self._batcher = Batcher(
-            forwards, batch_size(config, on_gpu=on_gpu), self._note, alone=lambda: self.admission.images == 1
+            self._forwards, batch_size(config, on_gpu=on_gpu), self._note, alone=lambda: self.admission.images == 1
         )
         self.on_forward: Callable[[float, int], None] | None = None
         """Told the seconds of every forward, as the device was held, and its images."""
@@ -126,11 +126,7 @@ class Engine:
 
     def warm_up(self) -> None:
         """A forward of each size there will be: what a device does only once must not count as its speed."""
-        size = batch_size(self.config, on_gpu=self.extractor.device.type == "cuda")
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        self.extractor.settle(size, size)
-        torch.set_num_threads(threads)
+        self._forwards.settle(batch_size(self.config, on_gpu=self.extractor.device.type == "cuda"))
 
     def start(self) -> None:
         """Begins to work, on the running event loop."""

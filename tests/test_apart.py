@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,12 @@ def fail(error: Exception) -> None:
 def wait_for_ever(started: str) -> None:
     Path(started).touch()
     signal.pause()
+
+
+def wait_for(file: Path, pid: int) -> None:
+    while not file.exists():
+        assert alive(pid)
+        time.sleep(0.01)
 
 
 def alive(pid: int) -> bool:
@@ -58,7 +66,7 @@ def test_it_runs_beside_what_the_block_does(tmp_path: Path) -> None:
 
 def wait_for_file(path: str) -> str:
     while not (Path(path).exists() and Path(path).read_text()):
-        pass
+        time.sleep(0.01)
     return Path(path).read_text()
 
 
@@ -94,8 +102,50 @@ def test_a_process_that_dies_over_it_is_told_with_its_exit_code() -> None:
 def test_leaving_the_block_early_ends_the_process(tmp_path: Path) -> None:
     started = tmp_path / "started"
     with Apart(functools.partial(wait_for_ever, str(started))) as answer:
-        while not started.exists():
-            pass
+        wait_for(started, answer.pid)
         pid = answer.pid
         assert alive(pid)
     assert not alive(pid)
+
+
+def test_sigterm_for_all_processes_of_a_job_leaves_it_at_its_work(tmp_path: Path) -> None:
+    beside = tmp_path / "beside"
+    with Apart(functools.partial(wait_for_file_after, str(tmp_path / "started"), str(beside))) as answer:
+        wait_for(tmp_path / "started", answer.pid)
+        os.kill(answer.pid, signal.SIGTERM)
+        beside.write_text("meanwhile")
+        assert answer.result() == "meanwhile"
+
+
+def wait_for_file_after(started: str, path: str) -> str:
+    Path(started).touch()
+    return wait_for_file(path)
+
+
+def test_it_dies_with_the_process_that_asked(tmp_path: Path) -> None:
+    program = (
+        "import functools, os, signal, sys, time; sys.path.insert(0, sys.argv[1]); import test_apart, pipeline.apart\n"
+        "answer = pipeline.apart.Apart(functools.partial(test_apart.wait_for_ever, sys.argv[2]))\n"
+        "test_apart.wait_for(test_apart.Path(sys.argv[2]), answer.pid); print(answer.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(Path(__file__).parent), str(tmp_path / "started")],
+        stdout=subprocess.PIPE,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == -signal.SIGKILL
+    end = time.monotonic() + 60
+    while alive(int(done.stdout)):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_module_of_the_current_folder_is_not_taken_for_one_of_python_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pickle.py").write_text("raise SystemExit('of the current folder')")
+    monkeypatch.chdir(tmp_path)
+    with Apart(process) as answer:
+        assert answer.result()[0] == answer.pid

@@ -224,16 +224,18 @@ def test_a_foreign_error_is_named_with_its_last_line() -> None:
 
 
 @pytest.mark.usefixtures("ray_on_two_cpus")
-def test_processes_that_wait_for_their_next_read_are_kept() -> None:
+def test_processes_that_wait_for_their_next_read_are_kept(tmp_path: Path) -> None:
     """Ray's own default is to end one after a second where there are more processes than CPUs."""
     import ray
 
-    def read() -> int:
-        time.sleep(1)  # so that all run at once
+    def read(folder: Path, all_of_them: int) -> int:
+        (folder / str(os.getpid())).touch()
+        while len(list(folder.iterdir())) < all_of_them:  # each in a process of its own, all at once
+            time.sleep(0.05)
         return os.getpid()
 
-    processes = set(ray.get([ray.remote(read).options(num_cpus=0.25).remote() for _ in range(4)]))
-    assert len(processes) > 2
+    processes = ray.get([ray.remote(read).options(num_cpus=0.25).remote(tmp_path, 4) for _ in range(4)], timeout=120)
+    assert len(set(processes)) == 4
 
     time.sleep(4)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.decoding import decode, decode_ahead, group_size
@@ -39,6 +39,7 @@ def _item(number: int) -> memoryview:
     return memoryview(number.to_bytes(4, "big"))
 
 
+@settings(deadline=None)
 @given(count=st.integers(0, 60), group=st.integers(1, 9), ahead=st.integers(1, 40), threads=st.integers(1, 3))
 def test_outcomes_come_in_the_order_of_the_images_whatever_the_groups(
     count: int, group: int, ahead: int, threads: int
@@ -92,6 +93,11 @@ def test_two_groups_are_decoded_at_once() -> None:
         assert len(list(decode_ahead(items, prepare, pool, ahead=2, group=1))) == 2
 
 
-@pytest.mark.parametrize("batch", [1, 2, 7, 8, 64, 128])
-def test_a_batch_is_decoded_by_several_threads(batch: int) -> None:
-    assert 1 <= group_size(batch) <= max(1, batch // 8)
+@pytest.mark.parametrize(("rows", "threads"), [(24, 8), (24, 2), (16, 8), (3, 8), (1024, 16)])
+def test_all_threads_have_images_of_a_chunk_of_few_large_ones(rows: int, threads: int) -> None:
+    assert -(-rows // group_size(128, rows, threads)) >= min(rows, 2 * threads)
+
+
+@pytest.mark.parametrize(("batch", "size"), [(1, 1), (2, 1), (64, 8), (128, 16)])
+def test_threads_take_an_eighth_of_a_batch_of_a_chunk_of_many_small_ones(batch: int, size: int) -> None:
+    assert group_size(batch, 1024, 8) == size

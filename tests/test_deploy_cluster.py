@@ -158,6 +158,9 @@ def test_without_the_token_nobody_submits_a_job(running: Running) -> None:
     assert fetch(f"{running.dashboard}/api/jobs/", stranger)[0] in (401, 403)
 
 
+SLOW_IMAGES = 160  # forty chunks of 0.8 s: far more than it takes to tell the job to end
+
+
 class Stoppable:
     """A job of many small chunks that takes its time, submitted again and again."""
 
@@ -166,7 +169,7 @@ class Stoppable:
 
         self.running = running
         self.corpus, self.dest = folder / "corpus", folder / "out"
-        self.paths = jobs.write_corpus(self.corpus, photographs, 64)
+        self.paths = jobs.write_corpus(self.corpus, photographs, SLOW_IMAGES)
         token = {"Authorization": f"Bearer {running.environment['RAY_AUTH_TOKEN']}"}
         self.client = JobSubmissionClient(running.dashboard, headers=token)
 
@@ -211,7 +214,7 @@ def test_before_its_pod_ends_a_head_ends_its_jobs_which_keep_what_is_committed_a
     info = stoppable.client.get_job_info("evicted")
     assert (info.status.value, info.driver_exit_code) == ("FAILED", 4)
     assert INTERRUPTED in stoppable.log("evicted")
-    assert there <= len(jobs.chunks(stoppable.dest)) < 16
+    assert there <= len(jobs.chunks(stoppable.dest)) < SLOW_IMAGES // 4
 
 
 def test_ray_job_stop_lets_what_is_in_flight_commit(stoppable: Stoppable) -> None:
@@ -220,12 +223,12 @@ def test_ray_job_stop_lets_what_is_in_flight_commit(stoppable: Stoppable) -> Non
     there = stoppable.begin(name)
     stoppable.running.run(*stop)
     assert INTERRUPTED in stoppable.log(name)
-    assert there <= len(jobs.chunks(stoppable.dest)) < 16
+    assert there <= len(jobs.chunks(stoppable.dest)) < SLOW_IMAGES // 4
 
 
 def test_a_job_that_was_ended_twice_goes_on_when_it_is_submitted_again(stoppable: Stoppable) -> None:
     done = 4 * len(jobs.chunks(stoppable.dest))
-    assert f"rows={64 - done} rejects=0 skipped={done}" in stoppable.submit("again")
+    assert f"rows={SLOW_IMAGES - done} rejects=0 skipped={done}" in stoppable.submit("again")
     assert jobs.features(stoppable.dest).keys() == {str(path) for path in stoppable.paths}
 
 

@@ -264,7 +264,7 @@ def test_a_conditional_put_whose_answer_was_lost_is_no_other_job(tmp_path: Path)
         pass
 
 
-@pytest.mark.parametrize("content", [b"", b'"x"', b"7"])
+@pytest.mark.parametrize("content", [b"", b'"x"', b"7", b"[]"])
 def test_what_is_not_a_lease_is_named(content: bytes, tmp_path: Path) -> None:
     dest = open_store(str(tmp_path), StorageConfig())
     dest.put(KEY, content)

@@ -15,17 +15,25 @@ IDLE = ("/autoscaler/_private/monitor.py", "/log_monitor.py", "/dashboard/dashbo
 NEEDED = ("/raylet/raylet", "/gcs/gcs_server")
 
 
-def running() -> list[str]:
-    """Command lines of all processes below this one; those that have ended have none."""
-    return [" ".join(process.cmdline()) for process in psutil.Process(os.getpid()).children(recursive=True)]
+def command(process: psutil.Process) -> str:
+    """Its command line; one that has ended has none."""
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
 
 
 def test_processes_that_one_machine_has_no_use_for_are_ended_and_ray_goes_on_without() -> None:
+    myself = psutil.Process(os.getpid())
+    before = set(myself.children(recursive=True))
     with local_ray(1):
         import ray  # after local_ray, which sets the environment that ray reads once
 
-        found = running()
+        of_ray = set(myself.children(recursive=True)) - before
+        found = [command(process) for process in of_ray]
         assert [name for name in IDLE if any(name in line for line in found)] == []
         assert all(any(name in line for line in found) for name in NEEDED)
         assert ray.get(ray.remote(lambda: os.getpid()).remote()) != os.getpid()  # ray takes no builtin
-    assert [line for line in running() if "ray" in line.lower()] == []
+        of_ray |= set(myself.children(recursive=True)) - before
+    psutil.wait_procs(of_ray, timeout=60)
+    assert [line for line in map(command, of_ray) if line] == []

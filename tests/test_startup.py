@@ -95,6 +95,17 @@ def test_memory_is_declared_for_the_model_that_the_dataset_speaks_of(
     assert re.search(r"no node can hold an actor of .* and \d{5}\.\d GiB", capsys.readouterr().err)
 
 
+def test_a_new_dataset_whose_chunks_fit_no_actor_is_refused_before_it_is_described(
+    finished: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else another try with less would be told of features that nobody has extracted."""
+    monkeypatch.setenv("RAYSIGHT_JOB_CHUNK_ROWS", str(10**10))
+    monkeypatch.setenv("RAYSIGHT_JOB_CHUNK_FEATURE_BYTES", str(10**15))
+    assert main(["extract", str(finished[0]), str(tmp_path / "out"), *jobs.MODEL]) == 2
+    assert "no node can hold an actor of" in capsys.readouterr().err
+    assert not (tmp_path / "out" / DATASET).exists()
+
+
 def test_verify_without_a_sample_imports_nothing_slow(finished: tuple[Path, Path]) -> None:
     code, output, found = imported("verify", finished[1], "--sample", "0")
     assert code == 0
