@@ -234,8 +234,8 @@ def test_processes_that_wait_for_their_next_read_are_kept(tmp_path: Path) -> Non
             time.sleep(0.05)
         return os.getpid()
 
-    processes = ray.get([ray.remote(read).options(num_cpus=0.25).remote(tmp_path, 4) for _ in range(4)], timeout=120)
-    assert len(set(processes)) == 4
+    processes = ray.get([ray.remote(read).options(num_cpus=0).remote(tmp_path, 3) for _ in range(3)], timeout=120)
+    assert len(set(processes)) == 3
 
     time.sleep(4)
 
