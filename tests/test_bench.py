@@ -172,6 +172,7 @@ def feed(work: Path, source: Path) -> tuple[Path, dict[str, Any]]:
         return work, measure_feed(Bench(work), Case(images=count, peer_images=count))
 
 
+@pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.timeout(1200)
 def test_raysight_and_its_peers_write_the_same_features(feed: tuple[Path, dict[str, Any]], source: Path) -> None:
@@ -195,6 +196,7 @@ def test_raysight_and_its_peers_write_the_same_features(feed: tuple[Path, dict[s
             np.testing.assert_allclose(values, expected[name], rtol=0, atol=tolerance, err_msg=f"{dest} {name}")
 
 
+@pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.timeout(1200)
 def test_feed_keeps_the_figures_of_every_measurement(feed: tuple[Path, dict[str, Any]]) -> None:
