@@ -8,6 +8,7 @@ import time
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from pipeline.chunk_result import ChunkResult
@@ -22,7 +23,7 @@ from pipeline.read import kept_columns
 from pipeline.streams import ForwardStreams
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     import pyarrow as pa
 
@@ -95,15 +96,12 @@ class ChunkWorker:
         )
         if attempt > self._config.poison_attempts:
             with IsolatedPreprocessor(self._extractor.preprocessor, self._config.decode_timeout_s) as isolated:
-                self._extract(work, isolated.prepare, ahead=0, group=1)
+                self._extract(work, (decode([item], isolated.prepare) for item in work.items))
         else:
             group = group_size(self._config.batch_size, len(uris), self._config.decode_threads)
-            self._extract(
-                work,
-                self._extractor.prepare,
-                ahead=(1 + self._streams.in_hand) * self._config.batch_size + self._config.decode_threads * group,
-                group=group,
-            )
+            ahead = (1 + self._streams.in_hand) * self._config.batch_size + self._config.decode_threads * group
+            groups = decode_ahead(work.items, self._extractor.prepare, self._pool, ahead=ahead, group=group)
+            self._extract(work, groups)
         columns = self._extractor.finish(work.features)
         table = build_chunk(uris, etags, work.outcomes, columns, self._extractor.outputs, kept_columns(row))
         before, cpu = time.perf_counter(), time.thread_time()
@@ -133,11 +131,11 @@ class ChunkWorker:
             batch_size=self._config.batch_size,
         )
 
-    def _extract(self, work: ChunkWork, prepare: Callable[[memoryview], Prepared], *, ahead: int, group: int) -> None:
-        """Runs the chunk through, decoding at most ``ahead`` images before they are needed."""
+    def _extract(self, work: ChunkWork, groups: Iterator[Decoded]) -> None:
+        """Runs the chunk through; ``groups`` are its images, decoded, in order."""
         batch: dict[int, Prepared] = {}
         running: deque[tuple[list[int], Future[Forwarded]]] = deque()
-        for outcome in self._prepared(work, prepare, ahead, group):
+        for outcome in chain.from_iterable(map(work.take, groups)):
             if isinstance(outcome, RejectError):
                 work.outcomes.append(outcome)
                 continue
@@ -152,17 +150,6 @@ class ChunkWorker:
             running.append(self._forward(batch))
         while running:
             work.note(*running.popleft())
-
-    def _prepared(
-        self, work: ChunkWork, prepare: Callable[[memoryview], Prepared], ahead: int, group: int
-    ) -> Iterator[Prepared | RejectError]:
-        groups: Iterator[Decoded]
-        if ahead == 0:
-            groups = (decode([item], prepare) for item in work.items)
-        else:
-            groups = decode_ahead(work.items, prepare, self._pool, ahead=ahead, group=group)
-        for decoded in groups:
-            yield from work.take(decoded)
 
     def _forward(self, batch: dict[int, Prepared]) -> tuple[list[int], Future[Forwarded]]:
         """Begins a forward; keys of ``batch`` are places in the chunk."""
