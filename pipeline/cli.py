@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import logs
 from pipeline.config import Config
+from pipeline.embed_command import add_embed
 from pipeline.errors import UsageError
 from pipeline.interrupt import Interruptible
 from pipeline.options import add_config_option, add_model_options, add_setting, dollars, natural
@@ -26,7 +25,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Adds ``extract``, ``retry-rejects``, ``embed`` and ``verify`` to the root parser."""
     _add_extract(commands)
     _add_retry(commands)
-    _add_embed(commands)
+    add_embed(commands)
     _add_verify(commands)
 
 
@@ -86,21 +85,6 @@ def _add_job_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
         default="$RAY_ADDRESS, else Ray is started on this machine",
     )
     return job
-
-
-def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("embed", help="print or save the features of a few images, without Ray")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="a file, or s3://bucket/key")
-    add_config_option(parser)
-    add_model_options(parser)
-    parser.add_argument(
-        "--format",
-        choices=("json", "npy", "parquet"),
-        default="json",
-        help="of what comes out: 'npy' is the matrix alone (default: %(default)s)",
-    )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="where to (default: standard output)")
-    parser.set_defaults(run=run_embed)
 
 
 def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -187,37 +171,6 @@ def _run_job(config: Config, *, retry: bool) -> int:
     return code
 
 
-def run_embed(options: argparse.Namespace) -> int:
-    """``raysight embed``. Exits 1 when an image was rejected."""
-    from pipeline.embed import check_format, check_images, embed, render
-    from pipeline.extractor import load_extractor, pick_device
-    from pipeline.precision import check_precision
-
-    if options.output is None and options.format != "json" and sys.stdout.isatty():
-        raise UsageError(f"--format {options.format} is binary: give --output FILE, or redirect")
-    if options.output is not None:
-        if not options.output.absolute().parent.is_dir():
-            raise UsageError(f"--output {options.output}: there is no folder {options.output.absolute().parent}")
-        if options.output.is_dir():
-            raise UsageError(f"--output {options.output}: this is a folder; give the name of a file")
-    check_images(options.images)
-    settings = load_settings(options)
-    check_format(options.format, settings.model.features)
-    model, device = settings.model, pick_device()
-    check_precision(model.precision, device.type)
-    extractor = load_extractor(model, settings.limits, device, settings.storage)
-    table = embed(extractor, options.images, settings.limits, settings.storage)
-    data = render(table, extractor, options.format)
-    if options.output is None:
-        sys.stdout.buffer.write(data)
-    else:
-        options.output.write_bytes(data)
-    failed = [row for row in table.select(["uri", "stage", "error", "message"]).to_pylist() if row["error"]]
-    for row in failed:
-        _say_to_stderr(f"{row['uri']}: {row['error']} in {row['stage']}: {row['message']}")
-    return EXIT_ERROR if failed else EXIT_OK
-
-
 def run_verify(options: argparse.Namespace) -> int:
     """``raysight verify``. Exits 1 when anything is off."""
     from pipeline.verify import verify
@@ -225,7 +178,3 @@ def run_verify(options: argparse.Namespace) -> int:
     settings = load_settings(options)
     sound = verify(options.dest, options.sample, settings.limits, settings.storage, print)
     return EXIT_OK if sound else EXIT_ERROR
-
-
-def _say_to_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

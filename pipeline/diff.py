@@ -15,23 +15,21 @@ from typing import TYPE_CHECKING
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline import schema
 from pipeline.errors import UsageError
+from pipeline.staged import ORIGIN, ROW, kept_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     from pipeline.manifest import Manifest
+    from pipeline.staged import Staged
     from pipeline.storage import Store
 
 _DOWNLOADS = 8
-_BATCH_ROWS = 65_536
-# Names that no kept column has.
-_ROW, _ORIGIN, _FILE = "raysight_row", "raysight_origin", "raysight_file"
-_OWN = {*schema.MANIFEST_SCHEMA.names, _ROW, _ORIGIN}
+_FILE = "raysight_file"  # a name that no kept column has
 _SHARD = f"regexp_extract({_FILE}, '([0-9]+)[.]parquet$', 1)::INTEGER"
 
 
@@ -58,17 +56,16 @@ class Difference:
     """A listing beside the live rows of a dataset.
 
     Args:
-        folder: local and empty; what lies there is of the size of both.
+        listing: written down.
+        folder: local; what lies there is of the size of both.
         memory: bytes that DuckDB takes at most.
     """
 
-    def __init__(self, folder: Path, memory: int) -> None:
-        self._listing = folder / "listing.parquet"
+    def __init__(self, listing: Staged, folder: Path, memory: int) -> None:
+        self._listing = listing
         self._live = folder / "live"
         self._retired = folder / "retired"
-        self._rows = 0
-        self._sources: list[str] = []
-        self._kept: list[str] = []
+        self._kept = listing.kept
         self._database = duckdb.connect(
             str(folder / "difference.duckdb"),
             config={
@@ -82,33 +79,6 @@ class Difference:
     def close(self) -> None:
         """Gives the memory back."""
         self._database.close()
-
-    def stage(self, rows: Iterable[tuple[str, pa.RecordBatch]], progress: Callable[[int], None]) -> None:
-        """Writes the listing down. ``progress`` is called with the number of rows so far, batch by batch."""
-        writer: pq.ParquetWriter | None = None
-        waiting: list[pa.RecordBatch] = []
-        try:
-            for source, batch in rows:
-                if source not in self._sources:
-                    self._sources.append(source)
-                numbered = batch.append_column(_ROW, pa.array(range(self._rows, self._rows + len(batch)), pa.int64()))
-                origin = pa.repeat(pa.scalar(self._sources.index(source), pa.int32()), len(batch))
-                numbered = numbered.append_column(_ORIGIN, origin)
-                writer = writer or pq.ParquetWriter(self._listing, numbered.schema, compression="zstd")
-                waiting.append(numbered)
-                self._rows += len(batch)
-                if sum(map(len, waiting)) >= _BATCH_ROWS:
-                    _write_group(writer, waiting)
-                progress(self._rows)
-            if writer is not None:
-                _write_group(writer, waiting)
-            else:
-                columns = [*schema.MANIFEST_SCHEMA, pa.field(_ROW, pa.int64()), pa.field(_ORIGIN, pa.int32())]
-                writer = pq.ParquetWriter(self._listing, pa.schema(columns))
-        finally:
-            if writer is not None:
-                writer.close()
-        self._kept = [name for name in pq.read_schema(self._listing).names if name not in _OWN]
 
     def fetch(self, dest: Store, manifest: Manifest) -> None:
         """Fetches the rows of the dataset and the lists of those that have left it.
@@ -125,7 +95,7 @@ class Difference:
         with ThreadPoolExecutor(_DOWNLOADS) as pool:
             list(pool.map(dest.get_file, files.keys(), files.values()))
         for path in sorted(self._live.iterdir())[:1]:
-            names = [name for name in pq.read_schema(path).names if name not in _OWN]
+            names = kept_columns(path)
             if sorted(names) != sorted(self._kept):
                 raise UsageError(
                     f"{dest.root} keeps the columns {names}, this listing has {self._kept};"
@@ -141,11 +111,11 @@ class Difference:
             prune: rows of objects that are gone are to leave, and none are to come.
             whole: False for a listing that was cut short, in which what is missing may still be there.
         """
-        listing = f"read_parquet('{_quoted(self._listing)}')"
-        self._run(f"CREATE TABLE firsts AS SELECT min({_ROW}) AS n FROM {listing} GROUP BY uri")
+        listing = f"read_parquet('{_quoted(self._listing.path)}')"
+        self._run(f"CREATE TABLE firsts AS SELECT min({ROW}) AS n FROM {listing} GROUP BY uri")
         self._run(f"""
             CREATE TABLE listed AS
-            SELECT n, uri, size, etag{self._kept_columns} FROM (SELECT {_ROW} AS n, * FROM {listing})
+            SELECT n, uri, size, etag{self._kept_columns} FROM (SELECT {ROW} AS n, * FROM {listing})
             SEMI JOIN firsts USING (n)""")
         self._load_live(manifest, sources)
         names = ["etag", *(f"kept_{number}" for number in range(len(self._kept)))]
@@ -170,7 +140,7 @@ class Difference:
         changed = self._number("SELECT count(*) FROM fates WHERE reason = 'changed'")
         return Counts(
             listed=listed,
-            duplicates=self._rows - listed,
+            duplicates=self._listing.rows - listed,
             new=self._number("SELECT count(*) FROM chosen") - changed,
             changed=changed,
             gone=self._number("SELECT count(*) FROM fates WHERE reason = 'gone'"),
@@ -178,7 +148,7 @@ class Difference:
 
     def _load_live(self, manifest: Manifest | None, sources: Collection[str]) -> None:
         if manifest is None or not manifest.shards:
-            listing = f"read_parquet('{_quoted(self._listing)}')"
+            listing = f"read_parquet('{_quoted(self._listing.path)}')"
             self._run(f"""
                 CREATE TABLE live AS
                 SELECT 0 AS shard, true AS here, uri, etag{self._kept_columns} FROM {listing} LIMIT 0""")
@@ -201,16 +171,13 @@ class Difference:
 
     def chosen(self) -> Iterator[tuple[str, pa.RecordBatch]]:
         """(source, rows to extract), in the order of the listing."""
-        with pq.ParquetFile(self._listing) as file:
-            for batch in file.iter_batches(_BATCH_ROWS):
-                if len(batch) == 0:
-                    continue
-                first, last = batch[_ROW][0].as_py(), batch[_ROW][-1].as_py()
-                query = f"SELECT n FROM chosen WHERE n BETWEEN {first} AND {last} ORDER BY n"
-                rows = batch.take(pc.subtract(self._table(query)["n"], first).combine_chunks())
-                for origin in pc.unique(rows[_ORIGIN]).to_pylist():
-                    part = rows.filter(pc.equal(rows[_ORIGIN], origin))
-                    yield self._sources[origin], part.drop_columns([_ROW, _ORIGIN])
+        for batch in self._listing.batches():
+            first, last = batch[ROW][0].as_py(), batch[ROW][-1].as_py()
+            query = f"SELECT n FROM chosen WHERE n BETWEEN {first} AND {last} ORDER BY n"
+            rows = batch.take(pc.subtract(self._table(query)["n"], first).combine_chunks())
+            for origin in pc.unique(rows[ORIGIN]).to_pylist():
+                part = rows.filter(pc.equal(rows[ORIGIN], origin))
+                yield self._listing.sources[origin], part.drop_columns([ROW, ORIGIN])
 
     def leaving(self, *, prune: bool) -> Iterator[tuple[int, pa.Table]]:
         """(shard, rows of RETIRED_SCHEMA that leave it); those that are gone only when the dataset is pruned."""
@@ -223,7 +190,7 @@ class Difference:
     def empty_sources(self, manifest: Manifest, sources: Collection[str]) -> list[str]:
         """Sources that hold nothing any more, although the dataset has rows of them."""
         held = {shard.source for shard, rows in zip(manifest.shards, manifest.live_rows(), strict=True) if rows}
-        return [source for source in sources if source in held and source not in self._sources]
+        return [source for source in sources if source in held and source not in self._listing.sources]
 
     def _run(self, statement: str) -> None:
         self._database.execute(statement)
@@ -234,14 +201,6 @@ class Difference:
     def _number(self, query: str) -> int:
         number: int = self._table(query).column(0)[0].as_py()
         return number
-
-
-def _write_group(writer: pq.ParquetWriter, waiting: list[pa.RecordBatch]) -> None:
-    """Writes batches as one row group, each of which costs the writer some KiB until it is closed."""
-    if waiting:
-        table = pa.Table.from_batches(waiting)
-        writer.write_table(table, row_group_size=len(table))
-        waiting.clear()
 
 
 def _files(folder: Path) -> str:

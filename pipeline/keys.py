@@ -12,7 +12,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pipeline.config import Settings
+from pipeline.sections import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -30,7 +30,7 @@ class Key:
     """One key.
 
     Attributes:
-        section: name of the section, a field of :class:`~pipeline.config.Settings`.
+        section: name of the section, a field of :class:`~pipeline.sections.Settings`.
         name: of the field in the section's dataclass.
         kind: ``int``, ``float``, ``bool``, ``str`` or a ``Literal`` of strings; of the items where ``many`` holds.
         many: the value is a tuple.

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from pipeline.config import Settings
 from pipeline.errors import UsageError
 from pipeline.keys import BadValueError, all_keys, nearest
+from pipeline.sections import Settings
 
 if TYPE_CHECKING:
     import argparse

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pipeline.diff import Counts, Difference
 from pipeline.errors import UsageError
 from pipeline.generation import Listing, write_generation
+from pipeline.staged import stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -73,19 +74,18 @@ def compare(
             told = total
             say(f"listed {total:,} images")
 
-    with (
-        tempfile.TemporaryDirectory(prefix="raysight-sync-") as folder,
-        closing(Difference(Path(folder), sync.memory)) as difference,
-    ):
-        difference.stage(rows, progress)
-        if manifest is not None:
-            if sync.prune and (empty := difference.empty_sources(manifest, sources)):
-                raise UsageError(
-                    f"{', '.join(empty)} holds no image any more, and --prune would drop every row of it;"
-                    " is it the right place? Without --prune the rows stay"
-                )
-            difference.fetch(dest, manifest)
-        yield difference, difference.compare(manifest, sources, prune=sync.prune, whole=sync.listing.limit is None)
+    with tempfile.TemporaryDirectory(prefix="raysight-sync-") as name:
+        folder = Path(name)
+        listing = stage(folder / "listing.parquet", rows, progress)
+        with closing(Difference(listing, folder, sync.memory)) as difference:
+            if manifest is not None:
+                if sync.prune and (empty := difference.empty_sources(manifest, sources)):
+                    raise UsageError(
+                        f"{', '.join(empty)} holds no image any more, and --prune would drop every row of it;"
+                        " is it the right place? Without --prune the rows stay"
+                    )
+                difference.fetch(dest, manifest)
+            yield difference, difference.compare(manifest, sources, prune=sync.prune, whole=sync.listing.limit is None)
 
 
 def sync_manifest(

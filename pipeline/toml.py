@@ -6,8 +6,8 @@ import json
 import textwrap
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from pipeline.config import Settings
 from pipeline.keys import all_keys
+from pipeline.sections import Settings
 
 if TYPE_CHECKING:
     from pipeline.keys import Key

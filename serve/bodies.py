@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fastapi import Request
 
-    from pipeline.config import ServeConfig
+    from pipeline.sections import ServeConfig
 
 _DATA_URI = re.compile(r"data:(?P<type>[^,;]*)(?P<parameters>(;[^,;]*)*),", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
-    from pipeline.config import ServeConfig, Settings
     from pipeline.extractor import Extractor
+    from pipeline.sections import ServeConfig, Settings
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

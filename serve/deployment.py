@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from ray.serve import Application
     from ray.serve.handle import DeploymentHandle
 
-    from pipeline.config import ImageLimits, ServeConfig
+    from pipeline.config import ImageLimits
     from pipeline.extractor import Extractor
+    from pipeline.sections import ServeConfig
 
 NAME = "raysight"
 

@@ -24,9 +24,10 @@ from serve.outputs import available
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pipeline.config import ImageLimits, ServeConfig
+    from pipeline.config import ImageLimits
     from pipeline.extractor import Extractor
     from pipeline.fingerprint import Fingerprint
+    from pipeline.sections import ServeConfig
     from serve.batcher import Row
 
 _GPU_BATCH, _CPU_BATCH = 64, 2

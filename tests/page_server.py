@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from pipeline.config import ImageLimits, ServeConfig
+from pipeline.config import ImageLimits
+from pipeline.sections import ServeConfig
 from serve.api import create_app
 from serve.auth import KeyRing
 from serve.engine import Engine

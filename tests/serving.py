@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.config import ImageLimits, ModelConfig, ServeConfig
+from pipeline.config import ImageLimits, ModelConfig
 from pipeline.extractor import Extractor, load_extractor
+from pipeline.sections import ServeConfig
 from serve.api import create_app
 from serve.engine import Engine
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pipeline.config import Settings
+from pipeline.sections import Settings
 from pipeline.settings import load_settings
 from serve.cli import build_parser, main
 

@@ -12,6 +12,7 @@ from pipeline.cut import Cut
 from pipeline.diff import Counts, Difference
 from pipeline.generation import Listing, write_generation
 from pipeline.local import LocalStore
+from pipeline.staged import stage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,8 +38,8 @@ def compare(
     dest = LocalStore(str(folder / "out"))
     manifest = write_generation(dest, None, Listing((TABLE,)), before, Cut(2, 1 << 20, 100))
     (folder / "work").mkdir()
-    with closing(Difference(folder / "work", 256 << 20)) as difference:
-        difference.stage(after, lambda _: None)
+    listing = stage(folder / "work" / "listing.parquet", after, lambda _: None)
+    with closing(Difference(listing, folder / "work", 256 << 20)) as difference:
         difference.fetch(dest, manifest)
         counts = difference.compare(manifest, (TABLE,), prune=prune, whole=whole)
         chosen = [uri for _, batch in difference.chosen() for uri in batch["uri"].to_pylist()]

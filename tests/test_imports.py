@@ -17,11 +17,12 @@ ROOT = Path(__file__).parents[1]
 LADDER = (
     # words
     ("config", "errors", "cut", "fingerprint", "footer", "glob", "interrupt", "redact", "seen", "tolerance"),
-    ("apart", "keys", "memory"),
+    ("apart", "memory", "sections"),
+    ("keys",),
     ("options", "settings", "toml"),
     # shapes and stores
     ("chunk_result", "pieces", "schema", "store", "columns", "counting"),
-    ("atomic", "dataset_format", "window", "judgement", "local_errors", "s3_errors"),
+    ("atomic", "dataset_format", "window", "judgement", "local_errors", "s3_errors", "staged"),
     ("obstore_reads", "s3_clients", "walk"),
     ("cloud", "local", "s3_reader", "s3", "web"),
     ("storage",),
@@ -61,7 +62,7 @@ LADDER = (
     ("rayworkers",),
     # commands
     ("renewal",),
-    ("dryrun", "job"),
+    ("dryrun", "embed_command", "job"),
     ("cli", "show"),
 )
 """Modules of ``pipeline`` from the bottom to the top."""

@@ -18,7 +18,8 @@ from schemathesis.checks import not_a_server_error
 from serving import JPEG, Client, bomb, data_uri, picture
 from timm.data import create_transform, resolve_model_data_config
 
-from pipeline.config import ImageLimits, ServeConfig
+from pipeline.config import ImageLimits
+from pipeline.sections import ServeConfig
 from serve.api import create_app
 from serve.engine import Engine
 

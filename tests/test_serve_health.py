@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import ImageLimits, ModelConfig, ServeConfig
+from pipeline.config import ImageLimits, ModelConfig
 from pipeline.extractor import Extractor, load_extractor
+from pipeline.sections import ServeConfig
 from serve.engine import Engine
 
 

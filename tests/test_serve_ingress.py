@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from pipeline.config import ServeConfig
+from pipeline.sections import ServeConfig
 from serve.ingress import ENVIRONMENT, BodyLimit, environment, middlewares
 
 if TYPE_CHECKING:

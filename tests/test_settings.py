@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from pipeline.config import JobConfig, ModelConfig, Settings
+from pipeline.config import JobConfig, ModelConfig
 from pipeline.errors import UsageError
 from pipeline.keys import Key, all_keys
 from pipeline.options import add_config_option, add_setting
+from pipeline.sections import Settings
 from pipeline.settings import Resolved, resolve
 from pipeline.toml import to_toml
 from serve.cli import main

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.bench.stubs import EmptyExtractor, SliceExtractor
 from pipeline.cluster import local_ray, this_machine
-from pipeline.config import ImageLimits, ModelConfig, ServeConfig, StorageConfig
+from pipeline.config import ImageLimits, ModelConfig, StorageConfig
 from pipeline.errors import RaysightError
+from pipeline.sections import ServeConfig
 from serve import ingress
 
 if TYPE_CHECKING:
