@@ -15,8 +15,9 @@ from starlette.requests import ClientDisconnect
 
 from pipeline import __version__
 from serve import schemas
-from serve.doors import FINGERPRINT, Doors
+from serve.doors import doors
 from serve.errors import ApiError
+from serve.handlers import FINGERPRINT
 from serve.metrics import Metrics
 from serve.outputs import columns_of
 from serve.page import routes
@@ -58,7 +59,7 @@ def create_app(engine: Engine, keys: KeyRing | None, recorders: Sequence[Recorde
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.include_router(Doors(engine, keys, metrics).router())
+    app.include_router(doors(engine, keys, metrics))
 
     @app.get("/healthz")
     async def healthz() -> schemas.Status:

@@ -71,6 +71,7 @@ SERVE_LADDER = (
     ("batcher", "errors", "loading", "metrics", "page", "schemas"),
     ("auth", "bodies", "ingress", "limits", "outputs"),
     ("answers", "engine"),
+    ("handlers",),
     ("doors",),
     ("api",),
     ("deployment",),

@@ -15,6 +15,7 @@ import timm
 import torch
 from PIL import Image
 from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 from serving import JPEG, Client, bomb, data_uri, picture
 from timm.data import create_transform, resolve_model_data_config
 
@@ -310,7 +311,7 @@ def test_an_accident_is_a_500_that_tells_nothing(extractor: Extractor) -> None:
     assert "path" not in answer.text
 
 
-def test_nothing_that_the_openapi_document_allows_gets_a_5xx(extractor: Extractor) -> None:
+def test_what_the_openapi_document_allows_gets_no_5xx_and_the_answers_that_it_names(extractor: Extractor) -> None:
     app = create_app(Engine(extractor, ImageLimits(), ServeConfig(), threads=2), None)
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)
     operations = [result.ok() for result in schema.get_all_operations()]
@@ -332,6 +333,7 @@ def check_operation(operation: Any) -> None:
         suppress_health_check=list(HealthCheck),
     )
     def check(case: Any) -> None:
-        case.call_and_validate(checks=[not_a_server_error], headers={"host": "localhost"})
+        checks = [not_a_server_error, status_code_conformance, response_schema_conformance]
+        case.call_and_validate(checks=checks, headers={"host": "localhost"})
 
     check()
