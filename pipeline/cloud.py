@@ -9,7 +9,8 @@ from obstore import exceptions as obstore_errors
 from obstore.store import AzureStore, GCSStore
 
 from pipeline import obstore_reads
-from pipeline.errors import ForbiddenError, NotFoundError, StorageError, UnavailableError, UsageError
+from pipeline.bucket_errors import gone_bucket, translate
+from pipeline.errors import NotFoundError, UsageError
 from pipeline.store import ObjectInfo
 from pipeline.window import Window
 
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.config import StorageConfig
-    from pipeline.errors import RejectError
+    from pipeline.errors import RejectError, StorageError
     from pipeline.store import Fetched
 
-_GONE_BUCKET = ("<Code>NoSuchBucket</Code>", "<Code>ContainerNotFound</Code>", "The specified bucket does not exist")
+_NAMES = {"gs": "Google Cloud Storage", "az": "Azure Blob Storage"}
 _CREDENTIALS = {
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
@@ -69,7 +70,7 @@ class CloudStore:
             next(iter(obstore.list(self._hasty, self._prefix or None, chunk_size=1)), None)
         except Exception as error:
             failure = self._translate(error, self.root)
-            if isinstance(failure, NotFoundError) or any(text in str(error) for text in _GONE_BUCKET):
+            if isinstance(failure, NotFoundError) or gone_bucket(error):
                 raise UsageError(f"there is no bucket {self._scheme}://{self._bucket}") from error
             raise failure from error
 
@@ -115,17 +116,7 @@ class CloudStore:
     def key(self, uri: str) -> str:
         return uri.removeprefix(self.root)
 
-    @staticmethod
-    def _translate(error: Exception, where: str) -> StorageError:
-        if isinstance(error, StorageError):
-            return error
-        text = str(error).strip() or type(error).__name__
-        if any(name in text for name in _GONE_BUCKET):
-            return UnavailableError(f"{where}: the bucket does not exist")
-        if isinstance(error, (obstore_errors.NotFoundError, FileNotFoundError)):
-            return NotFoundError(f"{where}: not found")
-        if isinstance(error, (obstore_errors.PermissionDeniedError, obstore_errors.UnauthenticatedError)):
-            return ForbiddenError(f"{where}: not allowed with these credentials")
+    def _translate(self, error: Exception, where: str) -> StorageError:
         if isinstance(error, ValueError):
-            return NotFoundError(f"{where}: a key that cannot be asked for ({text})")
-        return UnavailableError(f"{where}: {text.splitlines()[0]}")
+            return NotFoundError(f"{where}: a key that cannot be asked for ({error})")
+        return translate(error, where, _NAMES[self._scheme])

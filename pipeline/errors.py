@@ -36,7 +36,11 @@ class NotFoundError(StorageError):
 
 
 class ForbiddenError(StorageError):
-    """The object may not be read or written with these credentials (HTTP 401, 403)."""
+    """The object may not be read or written with these credentials (HTTP 403)."""
+
+
+class CredentialsError(StorageError):
+    """The store does not take the credentials, or no longer, whatever the object (HTTP 401, an expired token)."""
 
 
 class UnavailableError(StorageError):

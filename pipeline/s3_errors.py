@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from botocore.exceptions import ClientError, NoCredentialsError
-from obstore import exceptions as obstore_errors
 
-from pipeline.errors import ForbiddenError, NotFoundError, StorageError, UnavailableError, UnsupportedError
+from pipeline import bucket_errors
+from pipeline.errors import (
+    CredentialsError,
+    ForbiddenError,
+    NotFoundError,
+    StorageError,
+    UnavailableError,
+    UnsupportedError,
+)
 
 GONE_BUCKET = "NoSuchBucket"
 
 _GONE = {"NoSuchKey", "404", "NotFound"}
-_FORBIDDEN = {"AccessDenied", "403", "Forbidden", "401"}
+_FORBIDDEN = {"AccessDenied", "403", "Forbidden"}
+_UNAUTHORIZED = {"401", "Unauthorized"}
 _EXISTS = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 _UNSUPPORTED = {"NotImplemented", "501"}
-_NOT_OF_ONE_OBJECT = (
-    GONE_BUCKET,
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "RequestTimeTooSkewed",
-    "ExpiredToken",
-    "InvalidToken",
-)
-"""Answered with 403, 404 or 400, but about the bucket or the credentials: no image must be rejected for it."""
 
 
 def code(error: ClientError) -> str:
@@ -47,22 +46,16 @@ def translate(error: Exception, where: str, endpoint: str) -> StorageError:
     if isinstance(error, ClientError):
         return _translate_answer(error, where, endpoint)
     if isinstance(error, NoCredentialsError):
-        return ForbiddenError(f"{where}: no credentials found; set AWS_ACCESS_KEY_ID or a profile")
-    text = str(error).strip() or type(error).__name__
-    for name in _NOT_OF_ONE_OBJECT:
-        if f"<Code>{name}</Code>" in text:
-            return UnavailableError(f"{where}: {name} at {endpoint}")
-    if isinstance(error, (obstore_errors.NotFoundError, FileNotFoundError)):
-        return NotFoundError(f"{where}: not found")
-    if isinstance(error, (obstore_errors.PermissionDeniedError, obstore_errors.UnauthenticatedError)):
-        return ForbiddenError(f"{where}: not allowed with these credentials")
-    return UnavailableError(f"{where}: {text.splitlines()[0]}")
+        return CredentialsError(f"{where}: no credentials found; set AWS_ACCESS_KEY_ID or a profile")
+    return bucket_errors.translate(error, where, endpoint)
 
 
 def _translate_answer(error: ClientError, where: str, endpoint: str) -> StorageError:
     name, reason = code(error), error.response.get("Error", {}).get("Message", "")
-    if name in _NOT_OF_ONE_OBJECT:
+    if name == GONE_BUCKET:
         return UnavailableError(f"{where}: {name} at {endpoint} ({reason})")
+    if name in bucket_errors.BAD_CREDENTIALS or name in _UNAUTHORIZED:
+        return bucket_errors.refused(where, name, endpoint)
     if name in _GONE:
         return NotFoundError(f"{where}: not found")
     if name in _FORBIDDEN:

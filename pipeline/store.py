@@ -70,7 +70,7 @@ class Fetcher(Protocol):
 
         An object that the store failed to deliver after all retries is an ``Unavailable`` one: whether that is bad
         luck of one object or an outage is for the caller to tell. What is wrong with the whole store (its folder or
-        bucket is gone, the credentials are no longer good) is Unavailable as well.
+        bucket is gone, the credentials are not good, or no longer) is Unavailable as well, and :meth:`check` says it.
         """
 
     def key(self, uri: str) -> str:

@@ -34,9 +34,14 @@ if TYPE_CHECKING:
 _START_S = 60.0
 
 _STATUS = {
+    "AccessDenied": "403 Forbidden",
+    "AuthenticationFailed": "403 Forbidden",
+    "AuthenticationRequired": "401 Unauthorized",
     "ExpiredToken": "400 Bad Request",
     "InvalidAccessKeyId": "403 Forbidden",
+    "NoAuthenticationInformation": "401 Unauthorized",
     "NoSuchBucket": "404 Not Found",
+    "PublicAccessNotPermitted": "409 Conflict",
 }
 
 
@@ -52,7 +57,7 @@ class Faults:
         no_signatures: signed requests are answered 403, so that only anonymous ones get through.
         cut_off: key → how many of the next GETs break off in the middle of the body.
         failing: every request is answered 500.
-        refusing: every request is answered with this error code, and the status that S3 gives it.
+        refusing: every request is answered with this error code, and the status that its cloud gives it.
         delay_s: seconds before every answer.
         fail_puts_after: only so many PUTs and deletions go through, the others are answered 500; None is all.
     """

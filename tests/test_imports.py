@@ -22,8 +22,8 @@ LADDER = (
     ("options", "settings", "toml"),
     # shapes and stores
     ("chunk_result", "pieces", "schema", "store", "columns", "counting"),
-    ("atomic", "dataset_format", "window", "judgement", "local_errors", "s3_errors", "staged"),
-    ("obstore_reads", "s3_clients", "walk"),
+    ("atomic", "bucket_errors", "dataset_format", "window", "judgement", "local_errors", "staged"),
+    ("obstore_reads", "s3_errors", "s3_clients", "walk"),
     ("cloud", "local", "s3_reader", "s3", "web"),
     ("storage",),
     ("located",),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from s3_server import Bucket, S3Server, use_environment
 
 from pipeline.config import StorageConfig
-from pipeline.errors import NotFoundError, RejectError, UnavailableError, UnsupportedError, UsageError
+from pipeline.errors import CredentialsError, NotFoundError, RejectError, UnavailableError, UnsupportedError, UsageError
 from pipeline.s3_clients import bucket_region
 from pipeline.storage import Fetched, open_store
 
@@ -144,14 +144,14 @@ def test_an_object_that_never_arrives_is_unavailable_not_gone(bucket: Bucket) ->
     assert errors(open_store(bucket.url, HASTY).fetch_many(["a", "b"], 10)) == ["Unavailable", ""]
 
 
-@pytest.mark.parametrize("code", ["ExpiredToken", "InvalidAccessKeyId", "NoSuchBucket"])
+@pytest.mark.parametrize("code", ["AuthenticationRequired", "ExpiredToken", "InvalidAccessKeyId", "NoSuchBucket"])
 def test_what_is_wrong_with_all_objects_rejects_none(bucket: Bucket, code: str) -> None:
-    """These come with 400, 403 and 404, as what is wrong with one object does."""
+    """These come with 401, 400, 403 and 404, as what is wrong with one object does."""
     bucket.fill({"a": b"1", "odd//b": b"2"})
     bucket.server.set_faults(refusing=code)
     store = open_store(bucket.url, HASTY)
     assert errors(store.fetch_many(["a", "odd//b"], 10)) == ["Unavailable", "Unavailable"]
-    with pytest.raises(UnavailableError, match=code):
+    with pytest.raises(UnavailableError if code == "NoSuchBucket" else CredentialsError, match=code):
         store.put("c", b"")
 
 
