@@ -75,7 +75,7 @@ class Apart(Generic[T]):
         """What the function returned. Waits for it.
 
         Raises:
-            Exception: what the function raised.
+            Exception: what the function raised; a RaysightError with its words where it cannot be pickled.
             RaysightError: the process died over it.
         """
         data = self._answer.read()
@@ -99,9 +99,18 @@ def answer(function: bytes, pipe: int) -> NoReturn:
     except Exception as error:
         if not isinstance(error, RaysightError):  # a traceback does not travel
             error.add_note("".join(traceback.format_exception(error)))
-        found = False, error
+        found = False, error if _travels(error) else RaysightError(f"{type(error).__name__}: {error}")
     with os.fdopen(pipe, "wb") as file:
         file.write(cloudpickle.dumps(found))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def _travels(error: Exception) -> bool:
+    """Whether the other side can make it anew: one with arguments of its own often cannot."""
+    try:
+        cloudpickle.loads(cloudpickle.dumps(error))
+    except Exception:
+        return False
+    return True

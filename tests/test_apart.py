@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -92,6 +93,33 @@ def test_the_place_of_an_error_that_was_not_foreseen_is_told() -> None:
     with Apart(functools.partial(fail, ValueError("not foreseen"))) as answer, pytest.raises(ValueError) as caught:
         answer.result()
     assert "in fail" in "".join(caught.value.__notes__)
+
+
+class NoHubError(OSError):
+    """Pickled as its text alone, as such errors are, and made anew without what it asks for."""
+
+    def __init__(self, message: str, *, response: int) -> None:
+        super().__init__(message)
+        self.response = response
+
+
+class HeldError(Exception):
+    """Holds what cannot be pickled."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize("error", ["NoHubError('no hub today', response=503)", "HeldError('no hub today')"])
+def test_an_error_that_cannot_be_made_anew_here_is_told_in_its_own_words(error: str) -> None:
+    with Apart(functools.partial(fail_with, error)) as answer, pytest.raises(RaysightError) as caught:
+        answer.result()
+    assert str(caught.value) == f"{error.partition('(')[0]}: no hub today"
+
+
+def fail_with(error: str) -> None:
+    raise eval(error)
 
 
 def test_a_process_that_dies_over_it_is_told_with_its_exit_code() -> None:
