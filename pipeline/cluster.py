@@ -10,10 +10,10 @@ import tempfile
 import threading
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import RaysightError
+from pipeline.gpus import count_gpus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 _STDERR = 2
 _KNOCK_S = 5.0
 _IDLE_WORKER_MS = 600_000
-
-_GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/kfd", "/dev/dxg")
-"""Of NVIDIA's driver, of its boards (two names), of AMD's driver, of WSL: without any of them no GPU can be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +41,7 @@ def this_machine() -> list[Node]:
     """The node that a local Ray would have, without starting it."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     # Ray sets about 70 % of the memory aside for workers, the rest for its object store.
-    return [Node(len(os.sched_getaffinity(0)), _gpus(), 0.7 * memory)]
-
-
-def _gpus() -> int:
-    if not any(Path(file).exists() for file in _GPU_DEVICES):
-        return 0  # torch, which takes seconds to import, would see none either
-    import torch
-
-    return torch.cuda.device_count()
+    return [Node(len(os.sched_getaffinity(0)), count_gpus(), 0.7 * memory)]
 
 
 # A thread that still waits for results when a job ends must not start a Ray of its own.

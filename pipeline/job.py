@@ -130,9 +130,8 @@ def _identify(
 ) -> Identity:
     """What the job computes: as the dataset says, else by loading the model, in a process of its own.
 
-    It would otherwise stay in the driver's memory, and on its GPU. Where torch is there already (a GPU was
-    looked for, or another program calls this) it is loaded here. A new dataset has something to extract, so Ray starts
-    at the same time.
+    It would otherwise stay in the driver's memory, and on its GPU. Where torch is there already (another program calls
+    this) it is loaded here. A new dataset has something to extract, so Ray starts at the same time.
     """
     decoding, existing, on_gpu = config.job.decode == "tasks", load_info(dest), budget.gpus_per_actor > 0
     known = None if decoding else recorded(config.model, existing, on_gpu=on_gpu)  # the tasks need a preprocessor

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 LADDER = (
     # words
-    ("config", "errors", "cut", "fingerprint", "footer", "glob", "interrupt", "redact", "seen", "tolerance"),
+    ("config", "errors", "cut", "fingerprint", "footer", "glob", "gpus", "interrupt", "redact", "seen", "tolerance"),
     ("apart", "memory", "sections"),
     ("keys",),
     ("options", "settings", "toml"),
