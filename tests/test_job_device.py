@@ -36,12 +36,9 @@ def check_log(folder: Path, dest: Path, logger: str, message: str) -> None:
     """Workers wrote this message as JSON, in lines that name the run and the dataset."""
     (log,) = dest.glob("_raysight/run-*.json")
     text = "\n".join(path.read_text() for path in folder.glob("ray/session_latest/logs/worker-*.err"))
-    found = [line for line in text.splitlines() if line.startswith("{") and message in line]
-    assert found
-    for line in found:
-        values = json.loads(line)
-        assert (values["logger"], values["message"]) == (logger, message)
-        assert (values["run"], values["dataset"]) == (log.stem.removeprefix("run-"), str(dest))
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith('{"')]
+    found = {(line["run"], line["dataset"]) for line in lines if (line["logger"], line["message"]) == (logger, message)}
+    assert found == {(log.stem.removeprefix("run-"), str(dest))}, text
 
 
 def test_an_actor_that_loses_its_device_says_so_in_json_is_replaced_and_every_image_has_one_row(
