@@ -178,7 +178,7 @@ class ManifestReader:
     """Rows of a manifest, chunk by chunk; keeps the shard read last. Several threads may share one."""
 
     def __init__(self, dest: Store) -> None:
-        self._dest = dest
+        self.dest = dest
         self._lock = threading.Lock()
         self._shard = -1
         self._file: pq.ParquetFile | None = None
@@ -187,6 +187,6 @@ class ManifestReader:
         """The rows of one chunk: MANIFEST_SCHEMA, then kept columns. NotFoundError when there is no such shard."""
         with self._lock:
             if self._file is None or shard != self._shard:
-                self._file = pq.ParquetFile(pa.BufferReader(self._dest.get(schema.manifest_shard(shard))))
+                self._file = pq.ParquetFile(pa.BufferReader(self.dest.get(schema.manifest_shard(shard))))
                 self._shard = shard
             return self._file.read_row_group(chunk)

@@ -19,6 +19,7 @@ from pipeline.judgement import rejection
 from pipeline.located import Located
 from pipeline.manifest import ManifestReader
 from pipeline.origin import roots
+from pipeline.refused import check_refused
 from pipeline.storage import Fetched, open_store
 
 if TYPE_CHECKING:
@@ -77,13 +78,15 @@ def read_chunk(manifest: ManifestReader, source: Fetcher, shard: int, chunk: int
         one row of :data:`CHUNK_ROW_SCHEMA`, nothing decoded; ``data[i]`` is null exactly where ``reject[i]`` is not.
 
     Raises:
-        StorageError: the store is down, or half of the reads or more failed for its reasons; no image is rejected then.
+        StorageError: the store is down, does not take the credentials, lets nothing be read, or failed with half of the
+            reads or more; no image is rejected then.
     """
     wall, cpu = time.perf_counter(), time.process_time()
     rows = manifest.chunk(shard, chunk)
     listed = rows.select(schema.MANIFEST_SCHEMA.names).to_pylist()
     counted = CountingFetcher(source)
     fetched = _fetch_all(counted, listed, max_bytes, f"chunk {shard}/{chunk}")
+    check_refused(manifest, counted, shard, fetched, max_bytes)
     return pa.table(
         {
             "shard": [shard],

@@ -40,7 +40,7 @@ LADDER = (
     ("extractor",),
     ("identity",),
     # sources
-    ("origin", "table"),
+    ("origin", "refused", "table"),
     ("read", "source_table"),
     ("lister",),
     ("source",),

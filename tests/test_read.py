@@ -4,11 +4,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pytest
 
 from pipeline.config import Config, StorageConfig
 from pipeline.cut import Cut
-from pipeline.errors import NotFoundError, UnavailableError, UsageError
+from pipeline.errors import ForbiddenError, NotFoundError, UnavailableError, UsageError
 from pipeline.generation import Listing, write_generation
 from pipeline.local import LocalStore
 from pipeline.manifest import ManifestReader
@@ -19,8 +20,7 @@ from pipeline.storage import open_store
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pyarrow as pa
-    from s3_server import Bucket
+    from s3_server import Bucket, S3Server
 
     from pipeline.storage import Store
 
@@ -142,6 +142,58 @@ def test_a_store_that_goes_down_within_a_chunk_rejects_nothing(bucket: Bucket, t
 
     with pytest.raises(UnavailableError, match=bucket.name):
         read_chunk(manifest, GoesDown(), 0, 0, 10)
+
+
+def forbid(server: S3Server, *names: str) -> None:
+    server.set_faults(forbidden=tuple(f"{name}.jpg" for name in names))
+
+
+def test_a_chunk_in_which_nothing_may_be_read_is_rejected_when_something_else_may(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    bucket.fill({f"{name}.jpg": name.encode() for name in "abcdefgh"})
+    source = open_store(bucket.url, HASTY)
+    manifest = manifest_of(source, tmp_path)
+    forbid(bucket.server, *"abcdefg")
+    assert outcomes(read_chunk(manifest, source, 0, 0, 10)) == {f"{name}.jpg": "Forbidden" for name in "abcd"}
+
+
+def test_a_source_of_which_nothing_may_be_read_rejects_nothing(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.fill({f"{name}.jpg": name.encode() for name in "abcdefgh"})
+    source = open_store(bucket.url, HASTY)
+    manifest = manifest_of(source, tmp_path)
+    forbid(bucket.server, *"abcdefgh")
+    with pytest.raises(
+        ForbiddenError, match=rf"^not one of 8 images.*may be read: .*not allowed.*s3://{bucket.name}/a"
+    ):
+        read_chunk(manifest, source, 0, 1, 10)
+
+
+def test_a_lone_new_image_that_may_not_be_read_is_rejected_beside_older_ones_that_may(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    """Other shards of the same source are looked into; those of another source say nothing of it."""
+    bucket.fill({f"{name}.jpg": name.encode() for name in "abcdefgh"} | {"other/x.jpg": b"x", "other/y.jpg": b"y"})
+    source, dest = open_store(bucket.url, HASTY), LocalStore(str(tmp_path))
+    rows = [(source.root, row) for _, batch in list_rows([source.root]) for row in batch.to_pylist()]
+    by_name = {row["uri"].removeprefix(source.root): (root, pa.RecordBatch.from_pylist([row])) for root, row in rows}
+    older, new, other = by_name["a.jpg"], by_name["b.jpg"], (("elsewhere", by_name["other/x.jpg"][1]))
+    first = write_generation(dest, None, Listing((source.root,)), [older], CUT)
+    second = write_generation(dest, first, Listing((source.root,)), [new], CUT)
+    write_generation(dest, second, Listing(("elsewhere",)), [other], CUT)
+    forbid(bucket.server, "b")
+    assert outcomes(read_chunk(ManifestReader(dest), source, 1, 0, 10)) == {"b.jpg": "Forbidden"}
+    forbid(bucket.server, "a", "b")
+    with pytest.raises(ForbiddenError, match="not one of 2 images"):
+        read_chunk(ManifestReader(dest), source, 1, 0, 10)
+
+
+def test_the_only_image_there_is_may_be_forbidden(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.fill({"a.jpg": b"a"})
+    source = open_store(bucket.url, HASTY)
+    manifest = manifest_of(source, tmp_path)
+    forbid(bucket.server, "a")
+    assert outcomes(read_chunk(manifest, source, 0, 0, 10)) == {"a.jpg": "Forbidden"}
 
 
 def test_a_bucket_or_folder_that_vanished_as_a_whole_rejects_nothing(tmp_path: Path) -> None:
