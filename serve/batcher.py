@@ -47,7 +47,8 @@ class Batcher:
 
         Args:
             observe: told the seconds of every forward, as the device was held, and its images.
-            alone: whether an image is the only one far and wide, and so gets the threads of all streams.
+            alone: whether an image is the only one far and wide; it gets the threads of all streams then, unless a
+                forward is under way.
         """
         self._forwards = forwards
         self._batch_size = batch_size
@@ -55,6 +56,7 @@ class Batcher:
         self._alone = alone
         self._items: deque[_Item] = deque()
         self._some = asyncio.Event()
+        self._under_way = 0
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -98,13 +100,17 @@ class Batcher:
             batch = self._take(loop.time())
             if not batch:
                 continue
+            # A forward whose client has gone still runs: who waits behind it would get to the device too late.
+            alone = self._under_way == 0 and self._alone()
+            self._under_way += 1
             try:
-                forward = self._forwards.submit([item.pixels for item in batch], alone=self._alone())
-                done = await asyncio.wrap_future(forward)
+                done = await asyncio.wrap_future(self._forwards.submit([item.pixels for item in batch], alone=alone))
             except Exception as error:
                 for item in batch:
                     _fail(item, error)
                 continue
+            finally:
+                self._under_way -= 1
             self._observe(done.seconds, len(batch))
             finite = np.logical_and.reduce(
                 [np.isfinite(values.reshape(len(batch), -1)).all(axis=1) for values in done.features.values()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,14 @@ _SECOND_NET_S = 5.0
 
 _POLL_S = 0.2
 
+_HEALTH_PERIOD_S = 2.0
+"""Seconds between Serve's looks at a replica, by which it finds that one has ended; Serve's own are 10."""
+
+_LAST_WORDS_S = 1.0
+"""Seconds that a replica without a device has to hand its answers to the proxies, once no request is in."""
+
+_DEVICE_LOST_EXIT = 70
+
 
 class Endpoint:
     """One replica: the extractor, loaded once, behind the app."""
@@ -46,6 +56,7 @@ class Endpoint:
         keys = load_keys(config.api_keys) if config.api_keys else None
         self._engine = Engine(factory(), limits, config, threads)
         self._engine.warm_up()
+        self._engine.on_lost = self._end
         self._app = create_app(self._engine, keys, [RayRecorder(SERVE_METRICS)])
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -54,6 +65,17 @@ class Endpoint:
     async def check_health(self) -> None:
         """Called by Serve, which replaces the replica when this raises."""
         await self._engine.check()
+
+    def _end(self) -> None:
+        """Ends the process, which can do nothing more, so that Serve starts another."""
+        self._ending = asyncio.ensure_future(self._answer_and_exit())
+
+    async def _answer_and_exit(self) -> None:
+        end = time.monotonic() + self._engine.config.request_timeout_s
+        while self._engine.admission.requests and time.monotonic() < end:
+            await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(_LAST_WORDS_S)
+        os._exit(_DEVICE_LOST_EXIT)
 
     async def drain(self) -> int:
         """Turns new requests away from now on; the requests that are still in."""
@@ -94,6 +116,7 @@ def application(
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         graceful_shutdown_timeout_s=config.request_timeout_s + _SECOND_NET_S,
         graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=_HEALTH_PERIOD_S,
         max_constructor_retry_count=3,
         **scale,
     )

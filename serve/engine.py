@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,12 @@ import pyarrow as pa
 import torch
 
 from pipeline.decode import image_size
+from pipeline.deviceerrors import is_device_lost
 from pipeline.errors import RejectError
 from pipeline.schema import describe_output, value_shape
 from pipeline.streams import ForwardStreams
 from serve.batcher import Batcher
-from serve.errors import ApiError, Limit
+from serve.errors import ApiError, device_lost, timeout_error
 from serve.limits import Admission, PixelBudget
 from serve.outputs import available
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from serve.batcher import Row
 
 _GPU_BATCH, _CPU_BATCH = 64, 2
+
+_log = logging.getLogger("raysight.serve")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,8 @@ class Engine:
         )
         self.on_forward: Callable[[float, int], None] | None = None
         """Told the seconds of every forward, as the device was held, and its images."""
+        self.on_lost: Callable[[], None] | None = None
+        """Called once, when no forward of this process can succeed any more; new requests are turned away by then."""
 
     def _note(self, seconds: float, images: int) -> None:
         self.admission.observe(seconds, images)
@@ -151,6 +157,7 @@ class Engine:
 
         Raises:
             ApiError: 503 or 504, for the request as a whole.
+            RuntimeError: whatever a forward raises, unless the device is lost, which is a 503.
         """
         try:
             async with asyncio.TaskGroup() as group:
@@ -175,7 +182,19 @@ class Engine:
             return reject
         except TimeoutError:
             raise timeout_error(self.config.request_timeout_s) from None
+        except RuntimeError as error:
+            if not is_device_lost(error):
+                raise
+            self._lose(error)
+            raise device_lost() from None
         return Extracted(prepared.width, prepared.height, features)
+
+    def _lose(self, error: RuntimeError) -> None:
+        if self.on_lost is not None:
+            _log.error("the device is lost", exc_info=error)
+            self.admission.draining = True
+            lost, self.on_lost = self.on_lost, None
+            lost()
 
     def _count_pixels(self, data: bytes) -> int:
         """Of the header alone. Raises RejectError."""
@@ -206,13 +225,3 @@ class Engine:
 def batch_size(config: ServeConfig, *, on_gpu: bool) -> int:
     """Images of one forward at most."""
     return config.batch_size or (_GPU_BATCH if on_gpu else _CPU_BATCH)
-
-
-def timeout_error(seconds: float) -> ApiError:
-    """504: the request's time is over."""
-    return ApiError(
-        504,
-        "timeout",
-        f"the request was not answered within {seconds:g} s",
-        limit=Limit("request_timeout_s", seconds),
-    )

@@ -77,6 +77,21 @@ def body_too_large(max_bytes: int) -> ApiError:
     )
 
 
+def timeout_error(seconds: float) -> ApiError:
+    """504: the request's time, ``request_timeout_s``, is over."""
+    return ApiError(
+        504,
+        "timeout",
+        f"the request was not answered within {seconds:g} s",
+        limit=Limit("request_timeout_s", seconds),
+    )
+
+
+def device_lost() -> ApiError:
+    """503: this process can compute no more, and another one takes its place."""
+    return ApiError(503, "device_lost", "this server lost its device; ask again", headers={"Retry-After": "1"})
+
+
 def reject_error(reject: RejectError, limits: Mapping[str, float]) -> ApiError:
     """Why one image has no features, as an error of status 422.
 

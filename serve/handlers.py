@@ -15,8 +15,7 @@ from pydantic import ValidationError
 from serve import schemas
 from serve.answers import ARROW, JSON, NPY, Answer
 from serve.bodies import Image, check_count, decode_inputs, read_body, read_images
-from serve.engine import timeout_error
-from serve.errors import ApiError
+from serve.errors import ApiError, timeout_error
 from serve.outputs import columns_of, parse_outputs
 
 if TYPE_CHECKING:

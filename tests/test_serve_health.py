@@ -7,7 +7,9 @@ import time
 
 import numpy as np
 import pytest
+import serving
 import torch
+from serving import picture
 
 from pipeline.config import ImageLimits, ModelConfig
 from pipeline.extractor import Extractor, load_extractor
@@ -43,3 +45,19 @@ def test_health_fails_once_a_forward_has_met_a_lost_device() -> None:
     lost.passes._compute = lambda pixels: lost._compute(Lost.encode.__get__(lost), pixels)
     with pytest.raises(torch.AcceleratorError, match="ECC"):
         asyncio.run(_health(lost, images=1))
+
+
+def test_a_lost_device_is_told_once_and_clients_are_asked_to_come_again() -> None:
+    """Not with a 500, after which nobody would: another replica may answer, or one in this one's place."""
+    lost = serving.load("test_vit", "random:0")
+    lost.passes._compute = lambda pixels: lost._compute(Lost.encode.__get__(lost), pixels)
+    told = []
+    with serving.client(lost) as client:
+        client.engine.on_lost = lambda: told.append(client.engine.admission.draining)
+        first = client.post("/v1/features", files=[("file", picture())] * 8)
+        second = client.features(picture())
+        assert client.get("/readyz").status_code == 503
+    assert [answer.status_code for answer in (first, second)] == [503, 503]
+    assert [answer.json()["error"]["code"] for answer in (first, second)] == ["device_lost", "shutting_down"]
+    assert all("retry-after" in answer.headers for answer in (first, second))
+    assert told == [True]

@@ -223,6 +223,23 @@ def test_an_image_that_is_alone_gets_all_cores_and_those_beside_others_one_each(
     assert alone == pytest.approx(beside, rel=1e-5, abs=1e-5)
 
 
+def test_an_image_that_is_alone_does_not_wait_behind_the_forward_of_a_client_that_has_gone(
+    gated: GatedExtractor,
+) -> None:
+    with serving.client(gated) as client:  # of two threads
+        first = client.begin("POST", "/v1/features", content=picture(), headers=JPEG)
+        assert gated.began.wait(30)
+        first.cancel()
+        until(lambda: client.engine.admission.images == 0)
+        second = client.begin("POST", "/v1/features", content=picture(), headers=JPEG)
+        until(lambda: len(gated.batches) == 2 or second.done())
+        assert gated.threads == [2, 1]
+        gated.gate.set()
+        assert second.result(30).status_code == 200
+        assert client.features(picture()).status_code == 200
+    assert gated.threads == [2, 1, 2]
+
+
 def test_a_draining_replica_refuses_new_work_and_finishes_the_old(gated: GatedExtractor) -> None:
     with serving.client(gated) as client:
         begun = client.begin("POST", "/v1/features", content=picture(), headers=JPEG)

@@ -113,9 +113,13 @@ def server(folder: Path, rows: Rows) -> Iterator[Server]:
     log = folder / "log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "serve.cli", "serve", "--config", "raysight.toml", "--port", str(port)],
+            [sys.executable, "-m", "lossy", "serve", "--config", "raysight.toml", "--port", str(port)],
             cwd=folder,
-            env={**inherited, "PYTHONPATH": str(ROOT)},
+            env={
+                **inherited,
+                "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
+                "LOSE_DEVICE": str(folder / "lost"),
+            },
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
@@ -370,6 +374,20 @@ def test_a_killed_replica_is_replaced_and_retries_succeed(server: Server) -> Non
 
     wait_for(answered, server.process, server.log)
     assert jobs.workers(server.process, "ray::ServeReplica") != [replica]
+
+
+def test_a_replica_whose_device_is_lost_is_replaced_and_retries_succeed(server: Server, folder: Path) -> None:
+    """By the waits of OpenAI's own client, which it makes for a 503 and its Retry-After."""
+    (replica,) = jobs.workers(server.process, "ray::ServeReplica")
+    (folder / "lost").touch()
+    with server.http as http:
+        refused = http.post("/v1/features", content=picture(), headers=JPEG)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "device_lost")
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=START_S) as client:
+        answer = client.embeddings.create(model=MODEL, input=data_uri(picture()))
+    assert len(answer.data) == 1
+    assert not replica.is_running()
+    assert len(jobs.workers(server.process, "ray::ServeReplica")) == 1
 
 
 def test_sigterm_answers_what_is_in_flight_and_exits_with_0(server: Server, photographs: Mapping[str, bytes]) -> None:
