@@ -36,6 +36,8 @@ class LocalStore:
 
     def __init__(self, url: str) -> None:
         path = os.fsdecode(unquote_to_bytes(url.removeprefix("file://"))) if url.startswith("file://") else url
+        if not path:
+            raise UsageError("a path is empty: a variable of the shell that is not set?")  # else the current folder
         self._folder = Path(path).expanduser().absolute()
 
     @property
@@ -48,6 +50,11 @@ class LocalStore:
                 raise UsageError(f"{self._folder} is not a folder")
         elif not missing_ok:
             raise UsageError(f"there is no folder {self._folder}")
+        else:
+            above = next(folder for folder in self._folder.parents if folder.exists())
+            if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+                reason = "may not be written" if above.is_dir() else "is not a folder"
+                raise UsageError(f"the folder {self._folder} cannot be made: {above} {reason}")
 
     def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """As :func:`pipeline.walk.walk`.

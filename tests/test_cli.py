@@ -102,6 +102,9 @@ def test_a_relative_checkpoint_becomes_absolute_since_workers_have_other_folders
         (["extract", "a", "gs://bucket/b"], "the scheme gs:// is not supported here (images are read from it)"),
         (["extract", "s3://", "b"], "the bucket is missing"),
         (["extract", "a", "s3:///prefix"], "the bucket is missing"),
+        (["extract", "a", ""], "a path is empty: a variable of the shell that is not set?"),
+        (["extract", "", "b"], "a path is empty"),
+        (["verify", "file://"], "a path is empty"),
     ],
 )
 def test_bad_arguments_exit_2_and_say_why_in_one_line(

@@ -220,6 +220,17 @@ def test_the_first_contact_names_a_missing_source_and_what_is_no_folder(tmp_path
         LocalStore(str(tmp_path / "file")).check(missing_ok=True)
 
 
+def test_the_first_contact_says_what_stands_in_the_way_of_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UsageError, match=rf"out cannot be made: {tmp_path}/file is not a folder"):
+        LocalStore(str(tmp_path / "file/deep/out")).check(missing_ok=True)
+    monkeypatch.setattr(os, "access", lambda folder, _: folder != tmp_path)  # who runs the tests may do everything
+    with pytest.raises(UsageError, match=rf"out cannot be made: {tmp_path} may not be written"):
+        LocalStore(str(tmp_path / "deep/out")).check(missing_ok=True)
+
+
 def test_a_reader_sees_the_old_file_or_the_new_one_never_a_part(store: LocalStore) -> None:
     contents = [bytes([number]) * 300_000 for number in range(40)]
     store.put("a/b", contents[0])
