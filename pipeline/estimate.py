@@ -48,6 +48,8 @@ def describe_estimate(report: Mapping[str, Any] | None, images: int) -> Iterator
         f"on the machines of run {report['run']}: {rate:,.2f} images/s by {actors:,} actor(s) of {cpus:g} CPUs and"
         f" {gpus:g} GPUs, bound by {report['bound_by'] or 'nothing in particular'}"
     )
+    if report["chunks"] <= actors:
+        yield "no actor did a second chunk then: mostly its start was measured; a longer run (--limit) shows more"
     forward = report["stages"]["forward"]["seconds_per_image"]
     if gpus == 1 and forward:
         feeding = sum(report["stages"][stage]["cpu_ms_per_image"] for stage in STAGES) / 1000 / forward

@@ -77,6 +77,13 @@ def test_it_says_which_run_it_goes_by_and_what_bounded_that(tmp_path: Path) -> N
     assert lines(tmp_path)[0].endswith("bound by forward")
 
 
+def test_a_run_of_a_chunk_an_actor_is_said_to_be_mostly_its_start(tmp_path: Path) -> None:
+    write_log(tmp_path / "short", CHUNK, replace(CHUNK, chunk=1, worker="b:1"))
+    assert "mostly its start was measured" in lines(tmp_path / "short")[1]
+    write_log(tmp_path / "longer", CHUNK, replace(CHUNK, chunk=1))
+    assert "its start" not in " ".join(lines(tmp_path / "longer"))
+
+
 def test_a_run_that_extracted_nothing_is_passed_over(tmp_path: Path) -> None:
     write_log(tmp_path, CHUNK, budget=BUDGET, rate=500.0)
     (log,) = tmp_path.glob("_raysight/run-*.json")
