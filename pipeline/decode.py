@@ -27,6 +27,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """What counts as an image in a listing, whatever its case."""
 
+OTHER_SUFFIXES = (".avif", ".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".arw", ".cr2", ".cr3", ".dng", ".nef")
+"""Of images that none of the decoders reads: a listing counts them."""
+
 # ImageLimits.max_pixels is checked against the header below, so Pillow's own bound would only add a second, fixed one.
 Image.MAX_IMAGE_PIXELS = None
 

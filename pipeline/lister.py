@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline import schema
 from pipeline.counting import CountingFetcher, CountingReadable
-from pipeline.decode import SUFFIXES
+from pipeline.decode import OTHER_SUFFIXES, SUFFIXES
 from pipeline.glob import matcher
 from pipeline.origin import Kind, Origin
 from pipeline.source_table import local_table
@@ -30,6 +30,7 @@ class Lister:
 
     Attributes:
         blank: rows of the last table that name no image.
+        other: objects of the last prefix that are images of a kind that is not decoded, by their suffix.
     """
 
     def __init__(
@@ -41,10 +42,12 @@ class Lister:
         self._schema = rows_schema
         self._included, self._excluded = matcher(listing.include), matcher(listing.exclude)
         self.blank = 0
+        self.other: Counter[str] = Counter()
 
     def candidates(self, origin: Origin) -> Iterator[pa.RecordBatch]:
         """Rows that are taken, duplicates among them; those of a table without sizes and etags as yet."""
         self.blank = 0
+        self.other.clear()
         match origin.kind:
             case Kind.TABLE:
                 yield from self._of_table(origin)
@@ -55,18 +58,25 @@ class Lister:
                 yield from self._of_prefix(origin)
 
     def _of_prefix(self, origin: Origin) -> Iterator[pa.RecordBatch]:
-        suffixes = () if self._listing.include else SUFFIXES
         store = CountingReadable(origin.store)
         found = (
             item
             for item in store.list_objects()
-            if (not suffixes or item.key.lower().endswith(suffixes)) and self._takes(item.key)
+            if (self._listing.include or self._is_image(item.key)) and self._takes(item.key)
         )
         while batch := list(islice(found, _BATCH_ROWS)):
             info = ([item.size for item in batch], [item.version for item in batch])
             self._requests.update(store.take())
             yield self._rows([store.uri(item.key) for item in batch], info)
         self._requests.update(store.take())
+
+    def _is_image(self, key: str) -> bool:
+        name = key.lower()
+        if name.endswith(SUFFIXES):
+            return True
+        if name.endswith(OTHER_SUFFIXES):
+            self.other["." + name.rpartition(".")[2]] += 1
+        return False
 
     def _of_table(self, origin: Origin) -> Iterator[pa.RecordBatch]:
         with local_table(origin) as path:

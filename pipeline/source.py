@@ -44,7 +44,7 @@ def list_rows(
         listing: what of them is taken, and what goes with it.
         storage: how stores are talked to.
         limit: only so many rows, of all sources together.
-        say: told what is left out of a table: rows without a URI, and URIs that came before.
+        say: told what is left out: rows of a table without a URI, URIs that came before, images that are not decoded.
         requests: the requests of the listing are added here.
 
     Yields:
@@ -78,6 +78,9 @@ def list_rows(
                     return
         if lister.blank:
             say(f"note: {lister.blank:,} rows of {origin.name} name no image and are left out")
+        if lister.other:
+            kinds = ", ".join(f"{number:,} {suffix}" for suffix, number in lister.other.most_common())
+            say(f"note: images of {origin.name} that no decoder here reads are left out: {kinds}")
         if again:
             say(f"note: {again:,} rows of {origin.name} name an image that came before and are left out")
 

@@ -70,6 +70,14 @@ def test_only_images_are_taken_of_a_folder_whatever_the_case_of_their_suffix(tmp
     assert uris(tmp_path, limit=2) == [f"{tmp_path}/.hidden.png", f"{tmp_path}/a.JPG"]
 
 
+def test_images_of_a_kind_that_is_not_decoded_are_left_out_and_counted(tmp_path: Path) -> None:
+    folder = fill(tmp_path, "a.jpg", "b.HEIC", "c/d.heic", "e.avif", "notes.txt", "f.svg.gz")
+    said: list[str] = []
+    assert [row["uri"] for row in rows(folder, said=said)] == [f"{folder}/a.jpg"]
+    assert said == [f"note: images of {folder}/ that no decoder here reads are left out: 2 .heic, 1 .avif"]
+    assert len(rows(folder, include=("*.heic", "*.HEIC"), said=said[1:])) == 2
+
+
 def test_an_include_takes_the_place_of_the_suffixes_and_an_exclude_is_stronger(tmp_path: Path) -> None:
     fill(tmp_path, "a.jpg", "b.img", "x/c.img", "x/d.img")
     assert uris(tmp_path, include=("*.img",)) == [f"{tmp_path}/{key}" for key in ("b.img", "x/c.img", "x/d.img")]
