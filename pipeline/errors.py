@@ -17,6 +17,10 @@ class UsageError(RaysightError):
     exit_code: ClassVar[int] = 2
 
 
+class BadUriError(UsageError):
+    """What is named is no URI of an object that can be read."""
+
+
 class InterruptedJobError(RaysightError):
     """The job was asked to stop before it had begun its work (exit code 4: the same command goes on)."""
 

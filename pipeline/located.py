@@ -6,15 +6,14 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline.errors import ForbiddenError
-from pipeline.storage import open_readable, split_uri
+from pipeline.errors import BadUriError, ForbiddenError, RejectError
+from pipeline.storage import ObjectInfo, open_readable, split_uri
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from pipeline.config import StorageConfig
-    from pipeline.errors import RejectError
-    from pipeline.storage import Fetched, ObjectInfo, Readable
+    from pipeline.storage import Fetched, Readable
 
 _Answer = TypeVar("_Answer")
 
@@ -50,21 +49,34 @@ class Located:
                 store.check(missing_ok=missing_ok)
 
     def fetch_many(self, uris: Sequence[str], max_bytes: int) -> list[Fetched | RejectError]:
-        """As :meth:`pipeline.store.Readable.fetch_many`. Raises UsageError for what is no URI."""
-        return self._ask(uris, lambda store, keys: store.fetch_many(keys, max_bytes))
+        """As :meth:`pipeline.store.Readable.fetch_many`; what is no URI is a BadUri."""
+        return self._ask(
+            uris,
+            lambda store, keys: store.fetch_many(keys, max_bytes),
+            lambda _, error: RejectError("read", "BadUri", str(error)),
+        )
 
     def look_up(self, uris: Sequence[str]) -> list[ObjectInfo | None]:
-        """As :meth:`pipeline.store.Readable.look_up`. Raises UsageError for what is no URI."""
-        return self._ask(uris, lambda store, keys: store.look_up(keys))
+        """As :meth:`pipeline.store.Readable.look_up`; what is no URI is not seen, and the read judges it."""
+        return self._ask(uris, lambda store, keys: store.look_up(keys), lambda uri, _: ObjectInfo.unseen(uri))
 
-    def _ask(self, uris: Sequence[str], ask: Callable[[Readable, list[str]], list[_Answer]]) -> list[_Answer]:
+    def _ask(
+        self,
+        uris: Sequence[str],
+        ask: Callable[[Readable, list[str]], list[_Answer]],
+        judge: Callable[[str, BadUriError], _Answer],
+    ) -> list[_Answer]:
         groups: dict[int, tuple[Readable, list[int], list[str]]] = {}
+        found: dict[int, _Answer] = {}
         for index, uri in enumerate(uris):
-            store, key = self._locate(uri)
+            try:
+                store, key = self._locate(uri)
+            except BadUriError as error:
+                found[index] = judge(uri, error)
+                continue
             _, places, keys = groups.setdefault(id(store), (store, [], []))
             places.append(index)
             keys.append(key)
-        found: dict[int, _Answer] = {}
         for store, places, keys in groups.values():
             found.update(zip(places, ask(store, keys), strict=True))
         return [found[index] for index in range(len(uris))]

@@ -18,6 +18,7 @@ from pipeline.located import Located
 from pipeline.origin import Kind, Origin, resolve, roots
 from pipeline.seen import Seen
 from pipeline.source_table import table_kept_fields
+from pipeline.storage import split_uri
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -111,8 +112,11 @@ def require_images(sources: Sequence[str], listing: SourceConfig, storage: Stora
         if origin.kind is Kind.PREFIX:
             origin.store.check()
         alone = listing if origin.kind is Kind.TABLE else SourceConfig(include=listing.include, exclude=listing.exclude)
-        if next(list_rows([url], alone, storage, 1), None) is None:
+        first = next(list_rows([url], alone, storage, 1), None)
+        if first is None:
             raise UsageError(f"{origin.name} holds no image: {_why_none(origin, listing)}")
+        if origin.kind is Kind.TABLE:
+            split_uri(first[1]["uri"][0].as_py())  # one that begins so is no table of URIs; a later row is rejected
 
 
 def check_sources(sources: Sequence[str], storage: StorageConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from pipeline.errors import UsageError
+from pipeline.errors import BadUriError, UsageError
 from pipeline.local import LocalStore
 from pipeline.store import Fetched, ObjectInfo, Readable, Store
 
@@ -70,17 +70,17 @@ def split_uri(uri: str) -> tuple[str, str]:
     """URL of the whole store that holds an object (a bucket, the local disk, the web), and the object's URI there.
 
     Raises:
-        UsageError: it does not name an object.
+        BadUriError: it does not name an object.
     """
     match kind := scheme(uri):
         case "s3" | "gs" | "az":
             bucket, _, key = uri[len(f"{kind}://") :].partition("/")
             if not bucket or not key:
-                raise UsageError(f"{uri}: write {kind}://bucket/key")
+                raise BadUriError(f"{uri}: write {kind}://bucket/key")
             return f"{kind}://{bucket}/", f"{kind}://{bucket}/{key}"
         case "http" | "https":
             return "http://", uri
         case "" | "file":
             return "/", uri
         case other:
-            raise UsageError(f"{uri}: the scheme {other}:// is not supported; use {_READABLE}")
+            raise BadUriError(f"{uri}: the scheme {other}:// is not supported; use {_READABLE}")

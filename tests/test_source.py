@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import SourceConfig, StorageConfig
-from pipeline.errors import UnavailableError, UsageError
+from pipeline.errors import RejectError, UnavailableError, UsageError
+from pipeline.located import Located
 from pipeline.schema import MANIFEST_SCHEMA
 from pipeline.seen import Seen
 from pipeline.source import check_sources, kept_fields, list_rows, require_images
@@ -185,6 +186,23 @@ def test_a_bucket_that_is_not_there_is_an_error_and_no_matter_of_single_rows(buc
     table = write_table(tmp_path / "t.txt", {"uri": ["s3://no-such-bucket/a.jpg"]})
     with pytest.raises(UsageError, match="there is no bucket no-such-bucket"):
         rows(table)
+
+
+def test_a_row_that_is_no_uri_is_rejected_by_the_read_and_ends_no_listing(tmp_path: Path) -> None:
+    folder = fill(tmp_path, "a.jpg", "b.jpg")
+    names = [f"{folder}/a.jpg", "ftp://host/c.jpg", "s3://bucket", f"{folder}/b.jpg"]
+    table = write_table(tmp_path / "t.txt", {"uri": names})
+    require_images([str(table)], SourceConfig(), HASTY)
+    listed = rows(table)
+    assert [(row["uri"], row["size"]) for row in listed] == list(zip(names, (5, -1, -1, 5), strict=True))
+    answers = Located([], HASTY).fetch_many(names, 100)
+    assert [answer.error if isinstance(answer, RejectError) else "" for answer in answers] == [
+        "",
+        "BadUri",
+        "BadUri",
+        "",
+    ]
+    assert "the scheme ftp:// is not supported" in str(answers[1])
 
 
 def test_globs_are_held_against_the_uris_of_a_table_whose_suffixes_do_not_count(tmp_path: Path) -> None:
