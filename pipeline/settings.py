@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tomllib
@@ -143,5 +144,16 @@ def _nearest_key(section: str, name: str) -> str:
 
 
 def _show(value: object) -> str:
-    text = repr(value)
+    """A value of the file as TOML spells it, cut short."""
+    match value:
+        case bool():
+            text = str(value).lower()
+        case str():
+            text = json.dumps(value, ensure_ascii=False)
+        case list():
+            text = f"[{', '.join(map(_show, value))}]"
+        case dict():
+            text = f"{{{', '.join(f'{name} = {_show(item)}' for name, item in value.items())}}}"
+        case _:
+            text = str(value)
     return text if len(text) <= 60 else f"{text[:59]}…"
