@@ -18,7 +18,7 @@ from pipeline.cut import Cut, cut_shards
 from pipeline.manifest import Generation, Manifest, ManifestShard, RetiredRows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from pipeline.storage import Store
 
@@ -40,7 +40,6 @@ def write_generation(
     cut: Cut,
     *,
     retired: Iterable[tuple[int, pa.Table]] = (),
-    progress: Callable[[int], None] = lambda _: None,
 ) -> Manifest:
     """Writes the shards as the rows stream by, then the lists of rows that leave, then the marker.
 
@@ -54,7 +53,6 @@ def write_generation(
         rows: (source, batch of MANIFEST_SCHEMA and kept columns), in order.
         cut: bounds of chunks and shards.
         retired: (shard, table of RETIRED_SCHEMA), each shard once.
-        progress: called with the number of new rows so far, shard by shard.
 
     Raises:
         StorageError: listing or writing failed; running again starts this generation over.
@@ -69,7 +67,6 @@ def write_generation(
         new.append(ManifestShard(tuple(map(len, chunks)), hashlib.sha256(data).hexdigest(), source, number))
         total += new[-1].rows
         size += sum(pc.sum(chunk["size"]).as_py() for chunk in chunks)
-        progress(total)
     reasons: Counter[str] = Counter()
     parts: list[RetiredRows] = []
     for shard, table in retired:

@@ -83,11 +83,6 @@ class Generation:
     retried: int = 0
     retired: tuple[RetiredRows, ...] = ()
 
-    @property
-    def new(self) -> int:
-        """Rows of objects that the dataset did not hold before."""
-        return self.rows - self.changed - self.retried
-
 
 @dataclass(frozen=True, slots=True)
 class Manifest:

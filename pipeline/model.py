@@ -209,11 +209,6 @@ def digest(state: Mapping[str, Any]) -> str:
     return found.hexdigest()
 
 
-def weights_digest(model: torch.nn.Module) -> str:
-    """The first of :func:`digests`."""
-    return digests(model)[0]
-
-
 def _classifiers(config: Any) -> tuple[str, ...]:
     """Names of the classifiers in a model, as timm has them."""
     names = config.get("classifier") if isinstance(config, dict) else getattr(config, "classifier", None)

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UsageError
-from pipeline.model import load_model, weights_digest
+from pipeline.model import digests, load_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,6 +32,10 @@ def outputs(model: torch.nn.Module, size: int) -> torch.Tensor:
     with torch.inference_mode():
         result: torch.Tensor = model(torch.randn(1, 3, size, size, generator=generator))
     return result
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    return digests(model)[0]
 
 
 # --- a seed --------------------------------------------------------------------------------------------------------
@@ -236,9 +240,9 @@ def test_weights_that_are_neither_seed_nor_file_are_answered_with_what_there_is(
 LOAD = f"""
 import sys
 from pipeline.errors import HubError
-from pipeline.model import load_model, weights_digest
+from pipeline.model import digests, load_model
 try:
-    print(weights_digest(load_model("{SMALL}", "pretrained")))
+    print(digests(load_model("{SMALL}", "pretrained"))[0])
 except HubError as error:
     print(error)
     sys.exit(3)
@@ -294,7 +298,7 @@ def hub(content: bytes) -> Iterator[tuple[str, list[str]]]:
     requests: list[str] = []
     handler = type("OneFileHub", (Hub,), {"content": content, "requests": requests})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
             yield f"http://127.0.0.1:{server.server_port}", requests
