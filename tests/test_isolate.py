@@ -82,13 +82,13 @@ class SlowToLoad(Preprocessor):
     """Takes longer to load than an image may take."""
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        time.sleep(6.0)
+        time.sleep(3.5)
         self.__dict__.update(state)
 
 
 def test_no_image_pays_for_the_start_of_the_process() -> None:
     with (
-        IsolatedPreprocessor(SlowToLoad(CROPS, ImageLimits()), timeout_s=5.0) as preprocessor,
+        IsolatedPreprocessor(SlowToLoad(CROPS, ImageLimits()), timeout_s=3.0) as preprocessor,
         pytest.raises(RejectError) as caught,
     ):
         preprocessor.prepare(b"no image")

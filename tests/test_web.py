@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pipeline.config import SourceConfig, StorageConfig
-from pipeline.errors import RejectError, UsageError
+from pipeline.errors import RejectError, UnavailableError, UsageError
 from pipeline.source import list_rows
 from pipeline.storage import Fetched, ObjectInfo, open_readable
 
@@ -41,6 +41,8 @@ class Web(BaseHTTPRequestHandler):
             status = 404
         elif path.startswith("/forbidden"):
             status = 403
+        elif path.startswith("/status-"):
+            status = int(path[-3:])
         elif path.startswith("/busy") and self.seen[f"{self.command} {path}"] == 1:
             status = 503
         elif path.startswith("/down"):
@@ -67,7 +69,11 @@ class Web(BaseHTTPRequestHandler):
             if body:
                 self.wfile.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data))
             return
-        self.send_header("Content-Length", str(len(data)))
+        if path.startswith("/cut"):
+            self.close_connection = True
+            self.send_header("Content-Length", str(len(data) + 10))
+        else:
+            self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if body:
             self.wfile.write(data)
@@ -82,7 +88,7 @@ def web() -> Iterator[tuple[str, Counter[str]]]:
     seen: Counter[str] = Counter()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("ThisWeb", (Web,), {"seen": seen}))
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}", seen
     server.shutdown()
@@ -138,6 +144,33 @@ def test_what_is_wrong_with_one_url_stands_in_its_place(web: tuple[str, Counter[
     found = open_readable(address, HASTY).look_up(urls)
     assert [item is not None for item in found] == [True, False, True, True, True, True]
     assert [item is not None and item.seen for item in found] == [True, False, False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("error", "statuses"),
+    [("NotFound", (404, 410)), ("Forbidden", (401, 402, 403, 407, 451)), ("Unavailable", (400, 418, 204))],
+)
+def test_a_status_says_what_is_wrong(error: str, statuses: tuple[int, ...], web: tuple[str, Counter[str]]) -> None:
+    urls = [f"{web[0]}/status-{status}" for status in statuses]
+    answers = open_readable(urls[0], HASTY).fetch_many(urls, 100)
+    assert [answer.error for answer in answers if isinstance(answer, RejectError)] == [error] * len(urls)
+
+
+def test_a_body_that_breaks_off_is_not_taken_for_a_short_object(web: tuple[str, Counter[str]], tmp_path: Path) -> None:
+    url = f"{web[0]}/cut.txt"
+    store = open_readable(url, HASTY)
+    (answer,) = store.fetch_many([url], 100)
+    assert isinstance(answer, RejectError)
+    assert answer.error == "Unavailable"
+    with pytest.raises(UnavailableError, match=url):
+        store.get_file(url, tmp_path / "table.txt")
+
+
+def test_an_object_of_just_the_size_that_is_allowed_is_read(web: tuple[str, Counter[str]]) -> None:
+    url = f"{web[0]}/12345"
+    for most, error in ((6, ""), (5, "TooManyBytes")):
+        (answer,) = open_readable(url, HASTY).fetch_many([url], most)
+        assert (answer.error if isinstance(answer, RejectError) else "") == error
 
 
 def test_a_table_on_a_web_server_is_a_source_and_a_folder_there_is_none(

@@ -125,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def throttling(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Throttling]:
     with _Throttling() as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
