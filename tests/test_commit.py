@@ -53,17 +53,17 @@ def test_every_input_row_gives_one_row_with_its_features_or_its_reject(goods: li
 
 def test_the_columns_have_plain_arrow_types_also_where_all_is_rejected() -> None:
     for goods in ([True, False], [False, False]):
-        types = {field.name: str(field.type) for field in pq.read_table(io.BytesIO(encode(chunk(goods)))).schema}
-        assert types == {
-            "uri": "string",
-            "etag": "string",
-            "width": "int32",
-            "height": "int32",
-            "embedding": "fixed_size_list<element: float>[3]",
-            "stage": "string",
-            "error": "string",
-            "message": "string",
-        }
+        types = [(field.name, str(field.type)) for field in pq.read_table(io.BytesIO(encode(chunk(goods)))).schema]
+        assert types == [
+            ("uri", "string"),
+            ("etag", "string"),
+            ("width", "int32"),
+            ("height", "int32"),
+            ("embedding", "fixed_size_list<element: float>[3]"),
+            ("stage", "string"),
+            ("error", "string"),
+            ("message", "string"),
+        ]
 
 
 def test_a_chunk_is_one_row_group_and_the_same_bytes_each_time(tmp_path: object) -> None:
@@ -77,6 +77,33 @@ def test_a_chunk_is_one_row_group_and_the_same_bytes_each_time(tmp_path: object)
     commit_chunk(store, 3, 7, chunk([True] * 5))
     assert store.get(item.key) == first
     assert len(list(store.list_objects())) == 1
+
+
+def test_a_chunk_of_many_rows_ends_where_its_file_does() -> None:
+    table = chunk([True] * 5000)
+    data = encode(table)
+    assert data.endswith(b"PAR1")
+    assert pq.read_table(io.BytesIO(data)).equals(table)
+
+
+def test_no_rows_are_a_file_with_the_columns_all_the_same() -> None:
+    table = chunk([True]).slice(0, 0)
+    assert pq.read_table(io.BytesIO(encode(table))).equals(table)
+
+
+def test_features_are_stored_as_they_are_and_only_what_one_searches_by_has_statistics() -> None:
+    group = pq.ParquetFile(io.BytesIO(encode(chunk([True, False] * 10)))).metadata.row_group(0)
+    columns = {group.column(n).path_in_schema: group.column(n) for n in range(group.num_columns)}
+    assert {column.compression for column in columns.values()} == {"UNCOMPRESSED"}
+    assert not any(column.has_dictionary_page for column in columns.values())
+    searched = {name for name, column in columns.items() if column.is_stats_set}
+    assert searched == {"uri", "etag", "width", "height", "stage", "error", "message"}
+
+
+def test_kept_columns_of_another_length_are_refused() -> None:
+    kept = pa.table({"caption": ["one"]})
+    with pytest.raises(ValueError, match="1 rows of kept columns for 2 uris"):
+        build_chunk(["u"] * 2, ["v"] * 2, [(1, 1)] * 2, {"embedding": embeddings([0, 1])}, [FIELD], kept)
 
 
 @pytest.mark.parametrize(

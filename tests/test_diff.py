@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TABLE = "/data/table.csv"
-CAPTIONED = pa.schema([*schema.MANIFEST_SCHEMA, pa.field("caption", pa.string())])
+CAPTIONED = pa.schema([*schema.MANIFEST_SCHEMA, pa.field('what "they" call it', pa.string())])
 
 
-def rows(*values: tuple[str, int, str, str]) -> list[tuple[str, pa.RecordBatch]]:
+def rows(*values: tuple[str, int, str, str | None]) -> list[tuple[str, pa.RecordBatch]]:
     columns = [list(column) for column in zip(*values, strict=True)]
     return [(TABLE, pa.record_batch(columns, schema=CAPTIONED))]
 
@@ -64,6 +64,31 @@ def test_another_etag_and_another_kept_value_are_both_a_change(tmp_path: Path) -
     assert (counts.changed, counts.new, counts.gone) == (2, 0, 0)
     assert chosen == ["a", "b"]
     assert leaving == [("a", "changed"), ("b", "changed")]
+
+
+def test_a_kept_value_that_comes_or_goes_is_a_change_and_one_that_was_never_there_is_none(tmp_path: Path) -> None:
+    before = rows(("a", 1, "1", None), ("b", 1, "1", "x"), ("c", 1, "1", None))
+    after = rows(("a", 1, "1", "x"), ("b", 1, "1", None), ("c", 1, "1", None))
+    assert compare(tmp_path, before, after)[2] == [("a", "changed"), ("b", "changed")]
+
+
+def test_an_apostrophe_in_the_name_of_the_temporary_folder_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "it's").mkdir()
+    counts, chosen, _ = compare(tmp_path / "it's", BEFORE, rows(("d", 1, "1", "x")))
+    assert (counts.new, counts.gone, chosen) == (1, 3, ["d"])
+
+
+def test_an_object_that_never_was_there_is_taken_up_unless_pruned_and_then_leaves(tmp_path: Path) -> None:
+    """It becomes a reject, which says so; pruning takes it away."""
+    missing = ("d", 0, "", "x")
+    (tmp_path / "first").mkdir()
+    counts, chosen, leaving = compare(tmp_path / "first", BEFORE, BEFORE + rows(missing))
+    assert (counts.new, counts.gone, chosen, leaving) == (1, 0, ["d"], [])
+    for prune, gone in ((False, []), (True, [("d", "gone")])):
+        folder = tmp_path / str(prune)
+        folder.mkdir()
+        counts, chosen, leaving = compare(folder, BEFORE + rows(missing), BEFORE + rows(missing), prune=prune)
+        assert (counts.gone, chosen, leaving) == (len(gone), [], gone)
 
 
 def test_a_row_that_is_not_listed_or_not_there_leaves_only_when_asked_for(tmp_path: Path) -> None:

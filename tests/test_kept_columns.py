@@ -61,6 +61,18 @@ def test_they_reach_features_and_rejects_and_verify_holds_them_to_the_manifest(t
     assert any("has other values in caption, tags than the manifest" in line for line in said)
 
 
+@pytest.mark.parametrize("folder", ["features", "rejects"])
+def test_a_shard_that_has_lost_a_kept_column_is_found(table: Path, tmp_path: Path, folder: str) -> None:
+    dest = tmp_path / "out"
+    extract(str(table), str(dest), load_extractor(MODEL, LIMITS), CUT, keep=("caption", "tags"))
+    shard = min((dest / folder).iterdir())
+    said_of_itself = pq.read_metadata(shard).metadata
+    pq.write_table(pq.read_table(shard).drop_columns("tags").replace_schema_metadata(said_of_itself), shard)
+    said: list[str] = []
+    assert not verify(str(dest), 0, LIMITS, StorageConfig(), said.append)
+    assert "PROBLEM      shard 0 should keep the columns caption: string, tags: list<string>" in said
+
+
 def test_a_dataset_that_keeps_other_columns_is_refused_with_the_difference(table: Path, tmp_path: Path) -> None:
     dest, extractor = open_store(str(tmp_path / "out"), StorageConfig()), load_extractor(MODEL, LIMITS)
     kept, other = (

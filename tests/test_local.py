@@ -64,9 +64,9 @@ def test_files_that_are_slow_because_the_disk_is_are_read_on_threads(
 
 
 def test_files_are_listed_below_all_folders_in_one_order(store: LocalStore) -> None:
-    for key in ("b/2.jpg", "a.jpg", "b/c/3.jpg", "b/1.jpg", "d.jpg"):
+    for key in ("e/4.jpg", "b/2.jpg", "a.jpg", "b/c/3.jpg", "b/1.jpg", "d.jpg"):
         store.put(key, key.encode())
-    assert keys(store) == ["a.jpg", "d.jpg", "b/1.jpg", "b/2.jpg", "b/c/3.jpg"]
+    assert keys(store) == ["a.jpg", "d.jpg", "b/1.jpg", "b/2.jpg", "b/c/3.jpg", "e/4.jpg"]
     assert [item.size for item in store.list_objects("a")] == [5]
 
 
@@ -177,6 +177,20 @@ def test_a_fetched_file_has_the_version_of_the_listing_and_another_once_it_chang
     assert before.version == listed.version != after.version
 
 
+def test_a_file_of_another_size_has_another_version_at_the_same_time(tmp_path: Path, store: LocalStore) -> None:
+    versions = set()
+    for content in (b"1", b"12"):
+        store.put("a", content)
+        os.utime(tmp_path / "a", ns=(1, 1))
+        versions |= {item.version for item in store.list_objects()}
+    assert len(versions) == 2
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert LocalStore("~/photos").root == f"{tmp_path}/photos/"
+
+
 def test_when_the_whole_folder_is_gone_no_file_is_rejected_for_it(tmp_path: Path) -> None:
     store = LocalStore(str(tmp_path / "disk"))
     store.put("a", b"1")
@@ -276,6 +290,36 @@ def test_a_write_that_fails_leaves_no_partial_file(tmp_path: Path, store: LocalS
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_before_put_returns(
+    tmp_path: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power cut leaves cannot be seen here, but the order that decides it can."""
+    synced: list[tuple[str, int, bool]] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        path, stat = Path(f"/proc/self/fd/{descriptor}").readlink(), os.fstat(descriptor)
+        size = 0 if path.is_dir() else stat.st_size
+        synced.append(("folder" if path.is_dir() else "file", size, (tmp_path / "a/b").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    store.put("a/b", b"12345")
+    assert synced == [("file", 5, False), ("folder", 0, True)]
+
+
+def test_a_file_that_changes_while_its_successor_is_written_is_left_alone(
+    tmp_path: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put("a", b"first")
+    (tmp_path / "mine").write_bytes(b"mine")
+    version = store.get_file("a", tmp_path / "copy")
+    monkeypatch.setattr(os, "fsync", lambda _: (tmp_path / "a").write_bytes(b"by somebody else"))
+    assert not store.replace_file("a", tmp_path / "mine", version)
+    assert store.get("a") == b"by somebody else"
+    assert sorted(keys(store)) == ["a", "copy", "mine"]
+
+
 def test_one_of_many_racing_writers_creates_a_file(store: LocalStore) -> None:
     start = threading.Barrier(16)
 
@@ -298,11 +342,12 @@ def test_put_file_leaves_an_existing_file_alone_when_told_to(tmp_path: Path, sto
     assert store.get("a") == b"new"
 
 
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK], ids=os.strerror)
 def test_without_hard_links_a_lease_cannot_be_won_but_a_file_is_written_once(
-    tmp_path: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+    code: int, tmp_path: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def link(source: Path, target: Path) -> None:
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))  # what FAT and many network file systems say
+        raise OSError(code, os.strerror(code))  # FAT and many network file systems, each in its own words
 
     monkeypatch.setattr(os, "link", link)
     with pytest.raises(UnsupportedError, match="no hard links"):
@@ -320,6 +365,13 @@ def test_deleting_takes_empty_folders_along_and_forgives_what_is_gone(tmp_path: 
     store.delete(["a/1", "b/1", "b/never", "never/1"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
     assert keys(store) == ["a/2"]
+
+
+def test_deleting_the_last_file_leaves_the_folder_itself(store: LocalStore) -> None:
+    store.put("a", b"")
+    store.delete(["a"])
+    store.check()
+    assert keys(store) == []
 
 
 def test_writing_goes_on_while_others_delete_the_folder(store: LocalStore) -> None:

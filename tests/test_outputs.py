@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
@@ -24,7 +26,7 @@ from pipeline.cut import Cut
 from pipeline.errors import UsageError
 from pipeline.extractor import load_extractor
 from pipeline.preflight import make_cut
-from pipeline.schema import embedding_field, patches_field
+from pipeline.schema import class_fields, describe_output, embedding_field, parse_output, patches_field, value_shape
 from pipeline.storage import open_store
 from pipeline.verify import verify
 
@@ -135,16 +137,80 @@ def test_a_prefixed_checkpoint_is_the_same_weights(prefix: str, tmp_path: Path) 
     assert one.fingerprint == other.fingerprint
 
 
-def test_verify_computes_every_output_again(tmp_path: Path, photographs: dict[str, bytes], monkeypatch: Any) -> None:
+@pytest.fixture
+def all_outputs(tmp_path: Path, photographs: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A dataset of two photographs with every output."""
     import datasets
 
     config = ModelConfig("test_vit", "random:0", precision="fp32", features=ALL, normalize=True, dtype="float16")
     monkeypatch.setattr(datasets, "MODEL", config)
     write_photographs(tmp_path / "in", {name: photographs[name] for name in ("chelsea.png", "coffee.png")})
     extract(str(tmp_path / "in"), str(tmp_path / "out"), load_extractor(config, LIMITS, CPU), Cut(4, 1 << 26, 12))
+    return tmp_path / "out"
+
+
+def test_verify_computes_every_output_again(all_outputs: Path) -> None:
     said: list[str] = []
-    assert verify(str(tmp_path / "out"), 2, LIMITS, StorageConfig(), said.append), said
+    assert verify(str(all_outputs), 2, LIMITS, StorageConfig(), said.append), said
     assert sum("rows again by timm" in line for line in said) == 3
+
+
+def swapped(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Two patches of the first image in each other's place."""
+    values[0, [0, 57]] = values[0, [57, 0]]
+    return values
+
+
+def last_class(values: np.ndarray[Any, Any], index: int) -> np.ndarray[Any, Any]:
+    values[0, -1] = index
+    return values
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "output"),
+    [
+        ("embedding", lambda values: values * 1.1, "cosine 1.0000"),  # its direction is right, its length is not
+        ("patches", swapped, "patches, cosine 0.9"),
+        ("class_probability", lambda values: values + 3, "classes, cosine"),
+        ("class_index", lambda values: last_class(values, values[0, 0]), "classes, cosine"),
+        ("class_index", lambda values: last_class(values, -1), "classes, cosine"),
+        ("class_index", lambda values: last_class(values, 1000), "classes, cosine"),
+    ],
+    ids=["length", "two patches", "percentages", "a class twice", "a class below 0", "a class that there is not"],
+)
+def test_verify_finds_one_output_falsified(
+    all_outputs: Path, column: str, change: Callable[[Any], Any], output: str
+) -> None:
+    (path,) = (all_outputs / "features").iterdir()
+    table = pq.read_table(path)
+    index, field = table.schema.get_field_index(column), table.schema.field(column)
+    values = np.array(table[column].to_pylist(), np.int32 if column == "class_index" else np.float64)
+    stored = pa.array(change(values).astype(np.float64).reshape(-1)).cast(value_shape(field.type)[1])
+    for size in reversed(value_shape(field.type)[0]):
+        stored = pa.FixedSizeListArray.from_arrays(stored, size)
+    said_of_itself = {b"raysight": pq.read_metadata(path).metadata[b"raysight"]}
+    pq.write_table(table.set_column(index, column, stored).cast(table.schema.with_metadata(said_of_itself)), path)
+    said: list[str] = []
+    assert not verify(str(all_outputs), 2, LIMITS, StorageConfig(), said.append)
+    problems = [line for line in said if line.startswith("PROBLEM")]
+    assert problems
+    assert all(output in line for line in problems), said
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        (embedding_field(384), "embedding: float32[384]"),
+        (embedding_field(384, "float16"), "embedding: float16[384]"),
+        (patches_field(1369, 384), "patches: float16[1369, 384]"),
+        (class_fields(5)[0], "class_index: int32[5]"),
+        (class_fields(5)[1], "class_probability: float32[5]"),
+    ],
+    ids=str,
+)
+def test_what_a_fingerprint_says_of_a_column_is_its_type(field: pa.Field, text: str) -> None:
+    assert describe_output(field) == text
+    assert parse_output(text) == field
 
 
 def test_wide_rows_make_chunks_and_shards_of_fewer_rows() -> None:

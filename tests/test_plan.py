@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline import schema
 from pipeline.local import LocalStore
-from pipeline.manifest import Generation, Manifest, ManifestShard
+from pipeline.manifest import Generation, Manifest, ManifestShard, RetiredRows
 from pipeline.plan import Plan, waves
 
 
@@ -57,6 +59,7 @@ def test_chunks_of_sealed_shards_and_of_no_shard_are_passed_over(tmp_path: objec
         schema.chunk_object(1, 0),
         schema.chunk_object(0, 99),
         schema.chunk_object(99, 0),
+        schema.features_shard(99),
     )
     assert pending(plan) == {0: [0, 1, 2], 2: [0]}
     assert plan.rows_done == 5
@@ -91,6 +94,12 @@ def test_every_name_that_a_job_writes_is_understood(shard: int, chunk: int, dige
     assert schema.parse_chunk(schema.chunk_object(shard, chunk)) == (shard, chunk)
     for name in (schema.manifest_shard(shard), schema.features_shard(shard), schema.rejects_shard(shard, digest)):
         assert schema.parse_shard(name) == shard
+
+
+def test_rows_that_have_left_the_dataset_are_not_done() -> None:
+    left = replace(THREE.generations[0], number=2, rows=0, retired=(RetiredRows(0, 2, ""), RetiredRows(1, 1, "")))
+    plan = Plan(replace(THREE, generations=(*THREE.generations, left)), {0, 1}, iter(()))
+    assert plan.rows_done == (10 - 2) + (5 - 1)
 
 
 def test_the_chunk_that_makes_a_shard_whole_is_told_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
@@ -58,6 +59,25 @@ def test_rows_leave_features_and_rejects_and_all_else_stays(dataset: Sealed, tmp
     dataset.rewrite()
     assert unapplied(dataset.dest, dataset.manifest) == []
     dataset.assert_holds(tmp_path, [2, 3, 4, 5, 6, 7])
+
+
+def test_rejects_of_which_none_leaves_stay_where_they_are(dataset: Sealed, tmp_path: Path) -> None:
+    before = [item.key for item in dataset.dest.list_objects("rejects/")]
+    dataset.retire(0)
+    dataset.rewrite()
+    assert [item.key for item in dataset.dest.list_objects("rejects/")] == before
+    dataset.assert_holds(tmp_path, [1, 2, 3, 4, 5, 6, 7])
+
+
+def test_a_rewritten_shard_says_of_itself_what_it_holds_now(tmp_path: Path) -> None:
+    dataset = Sealed.make(LocalStore(str(tmp_path / "out")))
+    dataset.retire(0, 1)
+    dataset.rewrite()
+    text = pq.read_metadata(tmp_path / "out/features/shard-000000.parquet").metadata[b"raysight"]
+    said = json.loads(text)
+    (rejects,) = (tmp_path / "out/rejects").iterdir()
+    assert (said["rows"], said["rejects"], said["generation"]) == (2, 2, 2)
+    assert rejects.name == f"shard-000000-{said['rejects_digest']}.parquet"
 
 
 def test_a_shard_can_lose_all_its_rejects_or_all_its_rows(dataset: Sealed, tmp_path: Path) -> None:
@@ -163,9 +183,16 @@ def test_a_list_that_is_not_the_committed_one_is_not_followed(tmp_path: Path) ->
     dataset.dest.put(key, content + b" ")
     with pytest.raises(RaysightError, match="is not the one that was committed"):
         dataset.rewrite()
+    info = load_info(dataset.dest)
+    assert info is not None
+    assert check_structure(dataset.dest, info, dataset.manifest).problems == [
+        f"{dataset.dest.uri(key)} is not the one that was committed"
+    ]
     dataset.dest.delete([key])
     with pytest.raises(NotFoundError):
         dataset.rewrite()
+    (problem,) = check_structure(dataset.dest, info, dataset.manifest).problems
+    assert problem.startswith(f"{dataset.dest.uri(key)}: ")
 
 
 def test_a_file_is_replaced_only_while_it_is_the_version_that_was_read(dataset: Sealed, tmp_path: Path) -> None:

@@ -172,6 +172,38 @@ def test_who_seals_second_with_other_values_changes_nothing(tmp_path: Path, data
     assert_whole(tmp_path, 8, REJECTED)
 
 
+def test_late_chunks_of_a_sealed_shard_give_it_no_second_rejects(tmp_path: Path, dataset: Numbers) -> None:
+    dataset.commit_all(0)
+    dataset.seal(0)
+    before = names(tmp_path)
+    Numbers(dataset.dest, dataset.manifest, frozenset({0, 1})).commit_all(0)  # a zombie could not decode other images
+    dataset.seal(0)
+    assert names(tmp_path) == before
+
+
+def test_who_finds_the_chunks_gone_because_another_has_sealed_them_is_done(tmp_path: Path, dataset: Numbers) -> None:
+    class Overtaken(LocalStore):
+        def get(self, key: str) -> bytes:
+            dataset.seal(0)
+            return super().get(key)
+
+    dataset.commit_all(0)
+    dataset.seal(0, Overtaken(str(tmp_path)))
+    dataset.commit_all(1)
+    dataset.seal(1)
+    assert_whole(tmp_path, 8, REJECTED)
+
+
+def test_a_foreign_file_whose_name_begins_like_the_shards_does_not_make_it_sealed(
+    tmp_path: Path, dataset: Numbers
+) -> None:
+    dataset.dest.put("features/shard-000000.parquet.old", b"a copy that somebody made")
+    for shard in range(2):
+        dataset.commit_all(shard)
+        dataset.seal(shard)
+    assert_whole(tmp_path, 8, REJECTED)
+
+
 @pytest.mark.parametrize("torn", [False, True], ids=["lost", "carried out, but not answered"])
 @pytest.mark.parametrize("writes", range(9))
 def test_a_death_at_any_write_and_a_rerun_give_each_row_once(tmp_path: Path, writes: int, torn: bool) -> None:
@@ -212,6 +244,18 @@ def test_a_chunk_that_comes_after_the_seal_is_ignored_and_cleaned(tmp_path: Path
     assert not list(tmp_path.glob("_raysight/chunks/**/*.parquet"))
 
 
+def test_cleaning_leaves_alone_what_belongs_to_a_shard_that_is_not_sealed(tmp_path: Path, dataset: Numbers) -> None:
+    for shard in range(2):
+        dataset.commit_all(shard)
+    dataset.seal(0)
+    with pytest.raises(FailingStore.DiedError):
+        dataset.seal(1, FailingStore(dataset.dest, writes=0, below="features/"))
+    assert len(list((tmp_path / "rejects").iterdir())) == 2
+    assert clean_up(dataset.dest, {0}) == 0
+    dataset.seal(1)
+    assert_whole(tmp_path, 8, REJECTED)
+
+
 @pytest.mark.parametrize("rejected", [REJECTED, ()], ids=["beside the right ones", "where there should be none"])
 def test_rejects_that_no_shard_refers_to_are_cleaned(tmp_path: Path, rejected: tuple[int, ...]) -> None:
     dataset = numbers(LocalStore(str(tmp_path)), 8, CUT, rejected)
@@ -232,13 +276,15 @@ def test_what_a_killed_writer_left_half_written_is_cleaned(tmp_path: Path, datas
     for shard in range(2):
         dataset.commit_all(shard)
         dataset.seal(shard)
-    (tmp_path / "features/.raysight-partial-host-1-abcd").write_bytes(b"half")
+    whole = names(tmp_path)
+    for folder in ("features", "rejects", "_raysight", "_raysight/chunks/shard-000001"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / ".raysight-partial-host-1-abcd").write_bytes(b"half")
     outside = tmp_path / "photos/.raysight-partial-of-somebody-else"
     outside.parent.mkdir()
     outside.write_bytes(b"")
-    assert clean_up(dataset.dest, {0, 1}) == 1
-    assert names(tmp_path / "features") == ["shard-000000.parquet", "shard-000001.parquet"]
-    assert outside.exists()
+    assert clean_up(dataset.dest, {0, 1}) == 4
+    assert names(tmp_path) == sorted([*whole, "photos/.raysight-partial-of-somebody-else"])
 
 
 @pytest.mark.parametrize("conditional", [True, False], ids=["with conditional puts", "without"])

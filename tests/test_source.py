@@ -226,7 +226,6 @@ def test_a_folder_beside_a_table_has_no_values_in_the_kept_columns(tmp_path: Pat
         ({"a": ["x"], "b": ["y"]}, {}, "which column names the images? give --uri-column; its columns are a, b"),
         ({"uri": ["x"], "b": ["y"]}, {"uri_column": "url"}, "no such column; did you mean uri?"),
         ({"uri": ["x"], "caption": ["y"]}, {"keep": ("captoin",)}, "no such column; did you mean caption?"),
-        ({"uri": ["x"], "etag": ["y"]}, {"keep": ("etag",)}, "raysight writes a column of this name itself"),
         ({"uri": ["x"], "c": ["y"]}, {"keep": ("c", "c")}, "a column can be kept once"),
         ({"uri": [1]}, {}, "the column uri holds int64, not URIs"),
         ({"uri": ["x"], "c": [{"a": 1}]}, {"keep": ("c",)}, "which cannot be kept"),
@@ -239,6 +238,17 @@ def test_a_column_that_is_not_there_or_not_fit_is_refused(
     with pytest.raises(UsageError) as refusal:
         require_images([str(table)], SourceConfig(**listing), HASTY)
     assert complaint in str(refusal.value)
+
+
+OWN = ("uri", "size", "etag", "width", "height", "stage", "error", "message")
+OUTPUTS = ("embedding", "patches", "class_index", "class_probability")
+
+
+@pytest.mark.parametrize("name", [*OWN, *OUTPUTS])
+def test_a_name_that_raysight_gives_a_column_of_its_own_cannot_be_kept(tmp_path: Path, name: str) -> None:
+    table = write_table(tmp_path / "t.parquet", {"uri": ["x"], name: ["y"]})
+    with pytest.raises(UsageError, match=f"--keep {name}: raysight writes a column of this name itself"):
+        require_images([str(table)], SourceConfig(keep=(name,)), HASTY)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from pipeline.dataset import DatasetInfo
 from pipeline.errors import UsageError
 from pipeline.extractor import load_extractor
 from pipeline.identity import Identity, load, recorded
-from pipeline.schema import DATASET, class_fields, describe_output, embedding_field, parse_output, patches_field
+from pipeline.schema import DATASET
 from pipeline.worker import ExtractActor, JobSpec
 from serve.cli import main
 
@@ -193,12 +193,3 @@ def test_fp16_is_left_to_the_check_of_devices_where_there_is_no_gpu(on_gpu: bool
     model = replace(MODEL, precision="fp16")
     found = recorded(model, DatasetInfo(datasets.FINGERPRINT, model), on_gpu=on_gpu)
     assert (found is not None) == on_gpu
-
-
-@pytest.mark.parametrize(
-    "field",
-    [embedding_field(384), embedding_field(64, "float16"), patches_field(1369, 384), *class_fields(5)],
-    ids=describe_output,
-)
-def test_an_output_is_read_back_from_its_description(field: pa.Field) -> None:
-    assert parse_output(describe_output(field)) == field

@@ -22,7 +22,7 @@ SAMPLES = ("--sample", "0")
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     """Twelve objects, extracted into three shards, one of them rejected."""
-    made = World(tmp_path)
+    made = World(tmp_path / "two words")
     for number in range(12):
         made.write(0, f"{number:02d}.png", b"%d" % number if number else b"corrupt")
     made.extract()
@@ -97,7 +97,9 @@ def test_a_job_killed_in_the_middle_is_said_and_the_named_command_settles_it(
     assert printed.splitlines()[-1] == "FAILED"
     (said,) = (line for line in printed.splitlines() if line.startswith("UNSETTLED"))
     command = (
-        f"retry-rejects {world.dest}/" if retry else f"extract {world.sources[0]}/ {world.dest}/, with the options"
+        f"retry-rejects '{world.dest}/'"
+        if retry
+        else f"extract '{world.sources[0]}/' '{world.dest}/', with the options"
     )
     assert f"to settle it: raysight {command}" in said
     world.extract(retry=retry)  # what that command does
@@ -105,6 +107,15 @@ def test_a_job_killed_in_the_middle_is_said_and_the_named_command_settles_it(
     manifest = load_manifest(LocalStore(str(world.dest)))
     assert manifest is not None
     assert len(manifest.generations) == 2, "what was broken off is finished, not begun once more"
+
+
+def test_the_named_command_has_the_sources_of_the_listing_that_was_broken_off(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.write(1, "other.png", b"1")
+    with pytest.raises(Killed):
+        world.extract((1,), dest=Dying(LocalStore(str(world.dest)), *MOMENTS["sealing"]))
+    assert f"raysight extract '{world.sources[1]}/' '{world.dest}/', with" in verify(world, capsys)[1]
 
 
 def test_what_dies_before_its_generation_is_committed_leaves_the_dataset_settled(
@@ -129,8 +140,16 @@ def test_rejects_of_a_rewrite_that_was_broken_off_are_left_to_the_next_job(
     assert verify(world, capsys)[0] == 0
 
 
-def test_damage_that_no_run_makes_good_names_no_command(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    (world.dest / "features/shard-000000.parquet").write_bytes(b"damaged")
+@pytest.mark.parametrize(
+    ("pattern", "content"),
+    [("features/shard-000000.parquet", b"damaged"), ("rejects/*.parquet", b"damaged"), ("rejects/*.parquet", None)],
+    ids=["damaged features", "damaged rejects", "lost rejects"],
+)
+def test_damage_that_no_run_makes_good_names_no_command(
+    world: World, capsys: pytest.CaptureFixture[str], pattern: str, content: bytes | None
+) -> None:
+    (path,) = world.dest.glob(pattern)
+    path.unlink() if content is None else path.write_bytes(content)
     code, printed = verify(world, capsys)
     assert code == 1
     assert "UNSETTLED" not in printed

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -72,7 +74,8 @@ def rewrite(dest: Path, key: str, change: Callable[[pa.Table], pa.Table], **meta
     values = old.get(b"raysight")
     if values and metadata:
         values = json.dumps({**json.loads(values), **metadata}).encode()
-    pq.write_table(new.replace_schema_metadata({b"raysight": values} if values else None), dest / key)
+    new = new.replace_schema_metadata({b"raysight": values} if values else None)
+    pq.write_table(new, dest / key, row_group_size=CUT.chunk_rows)
 
 
 def with_vectors(table: pa.Table, values: np.ndarray[Any, Any]) -> pa.Table:
@@ -96,6 +99,7 @@ def test_a_good_dataset_is_good_and_every_row_of_it_agrees_with_timm(
     printed = capsys.readouterr().out
     assert "15 features + 3 rejects = 18" in printed
     assert "15 rows again by timm in fp32: least cosine 0.9999" in printed
+    assert "(bound 0.9999), largest difference" in printed
     assert printed.splitlines()[-1].startswith("ok")
 
 
@@ -146,6 +150,13 @@ def test_a_missing_row_is_found(dataset: Path) -> None:
     assert findings(dataset) == f"PROBLEM      shard 0 lacks 1 rows: {lost}"
 
 
+@pytest.mark.parametrize(("missing", "more"), [(5, ""), (7, " and 2 more")])
+def test_five_examples_are_named_of_many(dataset: Path, missing: int, more: str) -> None:
+    uris = pq.read_table(dataset / FIRST)["uri"].to_pylist()
+    rewrite(dataset, FIRST, lambda table: table.slice(missing))
+    assert findings(dataset) == f"PROBLEM      shard 0 lacks {missing} rows: {', '.join(uris[:5])}{more}"
+
+
 def test_a_row_that_is_there_twice_is_found(dataset: Path) -> None:
     rewrite(dataset, FIRST, lambda table: pa.concat_tables([table, table.slice(1, 1)]))
     assert "shard 0 has 1 rows too many" in findings(dataset)
@@ -172,11 +183,11 @@ def test_a_row_of_another_version_of_the_object_is_found(dataset: Path) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_value_that_is_not_finite_is_found_with_its_image(dataset: Path, value: float) -> None:
-    uri = pq.read_table(dataset / FIRST)["uri"][3].as_py()
+    uri = pq.read_table(dataset / FIRST)["uri"][9].as_py()  # of the last of three row groups
 
     def poison(table: pa.Table) -> pa.Table:
         values = vectors(table)
-        values[3, 7] = value
+        values[9, 7] = value
         return with_vectors(table, values)
 
     rewrite(dataset, FIRST, poison)
@@ -232,7 +243,7 @@ def test_a_shard_of_another_format_is_found(dataset: Path) -> None:
 
 def test_a_shard_that_is_not_sealed_is_found(dataset: Path) -> None:
     (dataset / SECOND).unlink()
-    assert findings(dataset) == f"PROBLEM      1 of 2 shards are not sealed (6 rows): {SECOND}"
+    assert findings(dataset, sample=5) == f"PROBLEM      1 of 2 shards are not sealed (6 rows): {SECOND}"
 
 
 def broken_page(data: bytes) -> bytes:
@@ -253,16 +264,23 @@ def test_lost_rejects_are_found(dataset: Path) -> None:
     assert "shard 1 lacks 3 rows" in found
 
 
-def test_changed_rejects_are_found(dataset: Path) -> None:
+@pytest.mark.parametrize("name", ["stage", "error", "message"])
+def test_changed_rejects_are_found(dataset: Path, name: str) -> None:
     path = rejects_shard(dataset)
-    rewrite(
-        dataset,
-        str(path.relative_to(dataset)),
-        lambda table: table.set_column(3, "error", pa.nulls(len(table), pa.string())),
-    )
+
+    def blank(table: pa.Table) -> pa.Table:
+        return table.set_column(table.schema.get_field_index(name), name, pa.nulls(len(table), pa.string()))
+
+    rewrite(dataset, str(path.relative_to(dataset)), blank)
     found = findings(dataset)
     assert f"{path.name} is not what its name says" in found
-    assert f"{path.name} has rejects without error" in found
+    assert f"{path.name} has rejects without {name}" in found
+
+
+def test_rejects_without_a_column_are_found(dataset: Path) -> None:
+    path = rejects_shard(dataset)
+    rewrite(dataset, str(path.relative_to(dataset)), lambda table: table.drop_columns("message"))
+    assert f"{path.name} lacks columns: message: string" in findings(dataset)
 
 
 def test_rejects_that_no_shard_refers_to_are_found(dataset: Path) -> None:
@@ -280,6 +298,7 @@ def test_rejects_that_no_shard_refers_to_are_found(dataset: Path) -> None:
         ("features/part-0.parquet", "an object that raysight did not write"),
         ("features/shard-1.parquet", "an object that raysight did not write"),
         ("rejects/old/shard-000000-0123456789abcdef.parquet", "an object that raysight did not write"),
+        ("rejects/shard-000000-0123.parquet", "an object that raysight did not write"),
         ("features/shard-000007.parquet", "shard 7 is not in the manifest: features/shard-000007.parquet"),
         ("rejects/shard-000007-0123456789abcdef.parquet", "shard 7 is not in the manifest"),
     ],
@@ -339,6 +358,34 @@ def test_two_vectors_changed_for_each_other_are_found(dataset: Path) -> None:
 
     rewrite(dataset, FIRST, swap)
     assert len(findings(dataset, sample=18).splitlines()) == 2
+
+
+def test_what_a_sample_says_of_itself_is_its_worst_row(dataset: Path) -> None:
+    def alter(table: pa.Table) -> pa.Table:
+        values = vectors(table)
+        values[4, 5] += 0.007 * np.linalg.norm(values[4])  # a cosine of 0.99998: less than any, and within the bound
+        return with_vectors(table, values)
+
+    rewrite(dataset, FIRST, alter)
+    altered = 0.007 * np.linalg.norm(vectors(pq.read_table(dataset / FIRST))[4])
+    said: list[str] = []
+    assert verify(str(dataset), 18, LIMITS, STORAGE, said.append), said
+    (line,) = (line for line in said if line.startswith("sample"))
+    found = re.search(r"least cosine ([\d.]+) .* largest difference ([\d.e+-]+),", line)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(1 - 0.007**2 / 2, abs=1e-5)
+    assert float(found[2]) == pytest.approx(altered, rel=0.3)
+
+
+def test_features_of_what_is_no_image_are_found(tmp_path: Path, photographs: dict[str, bytes]) -> None:
+    """The object has the version of the row: nothing says that it has changed."""
+    write_photographs(tmp_path / "in", {"rocket.jpg": photographs["rocket.jpg"]})
+    extract(str(tmp_path / "in"), str(tmp_path / "out"), load_extractor(MODEL, LIMITS), CUT)
+    path = tmp_path / "in/rocket.jpg"
+    stat = path.stat()
+    path.write_bytes(b"x" * stat.st_size)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert f"{path}: cosine nan" in findings(tmp_path / "out", sample=1)
 
 
 def test_a_sample_has_as_many_rows_as_asked_for_and_the_same_each_time(pristine: Path) -> None:
