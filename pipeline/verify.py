@@ -78,7 +78,8 @@ def _check_sample(
     bound = tolerance(info.fingerprint.implementation, info.fingerprint.precision)
     oracle = Oracle(info, limits, storage)
     if not oracle.weights_agree:
-        report.problem(f"the weights {info.model.weights} are not those the dataset was made with")
+        head = f" or the head {info.model.head}" if info.model.head else ""
+        report.problem(f"the weights {info.model.weights}{head} are not those the dataset was made with")
         return
     source = Located(roots(manifest.sources), storage)
     compared = list(compare_sample(dest, source, manifest, oracle, sample, limits))

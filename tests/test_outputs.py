@@ -26,6 +26,7 @@ from pipeline.cut import Cut
 from pipeline.errors import UsageError
 from pipeline.extractor import load_extractor
 from pipeline.preflight import make_cut
+from pipeline.sample import _compare_classes
 from pipeline.schema import class_fields, describe_output, embedding_field, parse_output, patches_field, value_shape
 from pipeline.storage import open_store
 from pipeline.verify import verify
@@ -138,17 +139,21 @@ def test_a_prefixed_checkpoint_is_the_same_weights(prefix: str, tmp_path: Path) 
 
 
 @pytest.fixture
-def all_outputs(tmp_path: Path, photographs: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A dataset of two photographs with every output."""
+def all_outputs(
+    request: pytest.FixtureRequest, tmp_path: Path, photographs: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A dataset of two photographs with every output, in fast unless the test says otherwise."""
     import datasets
 
     config = ModelConfig("test_vit", "random:0", precision="fp32", features=ALL, normalize=True, dtype="float16")
+    config = replace(config, implementation=getattr(request, "param", "fast"))
     monkeypatch.setattr(datasets, "MODEL", config)
     write_photographs(tmp_path / "in", {name: photographs[name] for name in ("chelsea.png", "coffee.png")})
     extract(str(tmp_path / "in"), str(tmp_path / "out"), load_extractor(config, LIMITS, CPU), Cut(4, 1 << 26, 12))
     return tmp_path / "out"
 
 
+@pytest.mark.parametrize("all_outputs", ["fast", "reference"], indirect=True)
 def test_verify_computes_every_output_again(all_outputs: Path) -> None:
     said: list[str] = []
     assert verify(str(all_outputs), 2, LIMITS, StorageConfig(), said.append), said
@@ -170,13 +175,22 @@ def last_class(values: np.ndarray[Any, Any], index: int) -> np.ndarray[Any, Any]
     ("column", "change", "output"),
     [
         ("embedding", lambda values: values * 1.1, "cosine 1.0000"),  # its direction is right, its length is not
+        ("embedding", lambda values: values + 0.02 * abs(values).max() * (-1) ** np.arange(64), "cosine 0.99"),
         ("patches", swapped, "patches, cosine 0.9"),
         ("class_probability", lambda values: values + 3, "classes, cosine"),
         ("class_index", lambda values: last_class(values, values[0, 0]), "classes, cosine"),
         ("class_index", lambda values: last_class(values, -1), "classes, cosine"),
         ("class_index", lambda values: last_class(values, 1000), "classes, cosine"),
     ],
-    ids=["length", "two patches", "percentages", "a class twice", "a class below 0", "a class that there is not"],
+    ids=[
+        "length",
+        "all numbers a little",
+        "two patches",
+        "percentages",
+        "a class twice",
+        "a class below 0",
+        "a class that there is not",
+    ],
 )
 def test_verify_finds_one_output_falsified(
     all_outputs: Path, column: str, change: Callable[[Any], Any], output: str
@@ -195,6 +209,42 @@ def test_verify_finds_one_output_falsified(
     problems = [line for line in said if line.startswith("PROBLEM")]
     assert problems
     assert all(output in line for line in problems), said
+
+
+def test_verify_wants_the_head_that_the_dataset_was_made_with(
+    tmp_path: Path, photographs: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    head = tmp_path / "head.safetensors"
+    save_file({"weight": torch.randn(7, 64), "bias": torch.randn(7)}, head)
+    config = ModelConfig("test_vit", "random:0", str(head), precision="fp32", features=("classes",))
+    monkeypatch.setattr(datasets, "MODEL", config)
+    write_photographs(tmp_path / "in", {"chelsea.png": photographs["chelsea.png"]})
+    extract(str(tmp_path / "in"), str(tmp_path / "out"), load_extractor(config, LIMITS, CPU), Cut(4, 1 << 26, 12))
+    said: list[str] = []
+    assert verify(str(tmp_path / "out"), 1, LIMITS, StorageConfig(), said.append), said
+    save_file({"weight": torch.randn(7, 64), "bias": torch.randn(7)}, head)
+    assert not verify(str(tmp_path / "out"), 1, LIMITS, StorageConfig(), said.append)
+    assert f"PROBLEM      the weights random:0 or the head {head} are not those the dataset was made with" in said
+
+
+@pytest.mark.parametrize(
+    ("indices", "percent", "difference"),
+    [
+        ([0, 1], [50, 30], 0),
+        ([1, 2], [30, 20], 10),  # 0 is missing, in whose place 2 is less likely than the second likeliest
+        ([0, 1], [40, 30], 10),
+        ([0, 2], [50, 20], 10),
+        ([1, 0], [30, 50], 0),
+    ],
+)
+def test_classes_are_as_far_off_as_their_probabilities_are(
+    indices: list[int], percent: list[float], difference: float
+) -> None:
+    theirs = np.array([50.0, 30.0, 20.0])
+    found = _compare_classes("uri", np.array(indices), np.array(percent), theirs)
+    assert found.difference == pytest.approx(difference)
 
 
 @pytest.mark.parametrize(
