@@ -297,13 +297,16 @@ class Page(HTMLParser):
 def test_the_page_stands_alone_and_escapes_what_it_shows(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = three / "_raysight" / "run-20270101T000000Z-1.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"host": "<script>alert(1)</script>"}))
-    assert main(["report", str(three), "--run", "all", "--format", "html"]) == 0
+    path.rename(path.with_name("run-<i>.json"))
+    dataset = three.rename(three.with_name("<b>"))
+    assert main(["report", str(dataset), "--run", "all", "--format", "html"]) == 0
     html = capsys.readouterr().out
     page = Page(html)
     assert page.addresses == []
     assert "url(" not in html
-    assert page.tags["script"] == 0
-    assert "<script>alert(1)</script>" in page.text
+    assert not page.tags.keys() & {"script", "i", "b"}
+    for text in ("<script>alert(1)</script>", "<i>", f"{dataset}/"):
+        assert text in page.text
     assert page.tags["h2"] == 3 + 1
 
 
