@@ -183,6 +183,14 @@ def test_what_fast_does_not_cover_it_leaves_to_timms_transform(change: dict[str,
     np.testing.assert_array_equal(prepare(config, data, "fast"), prepare(config, data, "reference"))
 
 
+def test_what_scaled_does_not_cover_is_decoded_whole(rocket: Image.Image) -> None:
+    buffer = io.BytesIO()
+    rocket.resize((1024, 1024), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    config = replace(CENTER, crop_mode="squash")
+    expected = prepare(config, buffer.getvalue(), "reference")
+    np.testing.assert_array_equal(prepare(config, buffer.getvalue(), "scaled"), expected)
+
+
 @given(source=st.integers(1, 5000), target=st.integers(1, 5000), data=st.data())
 def test_an_aligned_box_keeps_every_sample_position(source: int, target: int, data: st.DataObject) -> None:
     length = data.draw(st.integers(1, target))

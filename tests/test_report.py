@@ -128,9 +128,10 @@ def test_busy_fractions_are_of_the_time_from_an_actors_first_chunk_to_the_end_of
 
 
 def test_actors_add_up_each_by_its_own_clock(tmp_path: Path) -> None:
-    write_log(tmp_path, CHUNK, replace(CHUNK, worker="b:1", started=90_000.0, ended=90_015.0))
+    sooner = replace(CHUNK, started=95.0, ended=105.0)  # its result came later: an actor has two chunks in hand
+    write_log(tmp_path, CHUNK, sooner, replace(CHUNK, worker="b:1", started=90_000.0, ended=90_015.0))
     (run,) = load_runs(open_store(str(tmp_path), STORAGE)).values()
-    assert (run["actors"], run["actor_seconds"]) == (2, 10 + 15)
+    assert (run["actors"], run["actor_seconds"]) == (2, 15 + 15)
 
 
 def test_the_images_of_a_forward_are_told_for_each_actor(tmp_path: Path) -> None:
@@ -163,6 +164,7 @@ def test_a_million_images_cost_what_their_hours_cost(one: dict[str, Any]) -> Non
         ({"forward_seconds": 2, "read_seconds": 38}, "read", "the read tasks were busy 95 %"),
         ({"forward_seconds": 2, "commit_seconds": 28}, "commit", "commits were busy 70 %"),
         ({"forward_seconds": 2}, None, "nothing was busy for half of the time"),
+        ({"forward_seconds": 2, "prepare_cpu_seconds": 1}, None, "nothing was busy for half of the time"),
     ],
 )
 def test_a_run_on_a_gpu_is_bound_by_the_stage_whose_resource_is_busiest(
@@ -194,6 +196,22 @@ def test_a_run_whose_threads_wait_for_cpus_that_others_have_says_so(one: dict[st
     limit = bound(run, busy_fractions(run))
     assert limit.stage == "prepare"
     assert "had a CPU for 20 % of their time" in limit.reason
+
+
+def test_a_run_without_a_gpu_whose_threads_had_cpus_and_little_to_do_is_bound_by_nothing(one: dict[str, Any]) -> None:
+    run = one | {
+        "budget": one["budget"] | {"gpus_per_actor": 0, "forward_streams": 2},
+        "prepare_seconds": 6,
+        "forward_seconds": 2,
+        "forward_cpu_seconds": 4,
+    }
+    assert bound(run, busy_fractions(run)).stage is None
+
+
+def test_what_was_at_work_before_the_actors_had_any_was_busy_all_of_the_time(one: dict[str, Any]) -> None:
+    busy = busy_fractions(one | {"read_seconds": 1000})
+    assert busy is not None
+    assert busy["read_tasks"] == 1
 
 
 def test_a_run_that_did_nothing_has_a_report_too(tmp_path: Path) -> None:
