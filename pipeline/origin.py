@@ -13,6 +13,7 @@ from pipeline.errors import UsageError
 from pipeline.local import LocalStore
 from pipeline.storage import open_readable, scheme, split_uri
 from pipeline.table import SUFFIXES as TABLE_SUFFIXES
+from pipeline.table import table_format
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -60,7 +61,7 @@ def resolve(url: str, storage: StorageConfig) -> Origin:
             return _resolve_path(url, storage)
         case "http" | "https":
             return _resolve_web(url, storage)
-    if is_table(url):
+    if table_format(url):
         return _resolve_object(url, Kind.TABLE, storage)
     if url.lower().endswith(SUFFIXES):
         origin = _resolve_object(url, Kind.OBJECT, storage)
@@ -69,12 +70,6 @@ def resolve(url: str, storage: StorageConfig) -> Origin:
             return origin
     store = open_readable(url, storage)
     return Origin(Kind.PREFIX, store.root, store)
-
-
-def is_table(url: str) -> bool:
-    """Whether the suffix is that of a table of URIs."""
-    path = urlsplit(url).path if scheme(url) in ("http", "https") else url
-    return path.lower().endswith(TABLE_SUFFIXES)
 
 
 def roots(sources: Iterable[str]) -> list[str]:
@@ -93,18 +88,18 @@ def _resolve_path(url: str, storage: StorageConfig) -> Origin:
     store = open_readable(url, storage)
     path = Path(store.root)
     if not path.is_file():
-        if is_table(url) and not path.exists():
+        if table_format(url) and not path.exists():
             raise UsageError(f"there is no table {path}")
         return Origin(Kind.PREFIX, store.root, store)
     parent = LocalStore(str(path.parent))
-    kind, local = (Kind.TABLE, path) if is_table(str(path)) else (Kind.OBJECT, None)
+    kind, local = (Kind.TABLE, path) if table_format(str(path)) else (Kind.OBJECT, None)
     return Origin(kind, parent.uri(path.name), parent, path.name, local)
 
 
 def _resolve_web(url: str, storage: StorageConfig) -> Origin:
     if urlsplit(url).path.endswith("/") or not urlsplit(url).path:
         raise UsageError(f"{url}: a web server cannot be listed; give the URL of an image, or a table of URLs")
-    return _resolve_object(url, Kind.TABLE if is_table(url) else Kind.OBJECT, storage)
+    return _resolve_object(url, Kind.TABLE if table_format(url) else Kind.OBJECT, storage)
 
 
 def _resolve_object(url: str, kind: Kind, storage: StorageConfig) -> Origin:

@@ -26,6 +26,15 @@ _URI_COLUMNS = ("uri", "url", "path", "image")
 _BATCH_ROWS = 1000
 
 
+def table_format(name: str) -> str:
+    """The suffix of :data:`SUFFIXES` that a name ends in, whatever its case; empty where it is no table's.
+
+    The query of a URL, such as a signature, is no part of the name.
+    """
+    path = _without_query(name).lower()
+    return next((suffix for suffix in SUFFIXES if path.endswith(suffix)), "")
+
+
 def table_fields(path: Path, name: str, config: SourceConfig) -> tuple[str, list[pa.Field]]:
     """The column of URIs, and the fields of the columns to keep: plain types, all nullable.
 
@@ -51,7 +60,7 @@ def table_batches(path: Path, name: str, config: SourceConfig) -> Iterator[pa.Re
         UsageError: as :func:`table_fields`, or a row is malformed.
     """
     column, kept = table_fields(path, name, config)
-    folder = name.rpartition("/")[0] + "/"
+    folder = _without_query(name).rpartition("/")[0] + "/"
     fields = pa.schema([pa.field("uri", pa.string()), *kept])
     try:
         for batch in _read(path, name, [column, *config.keep]):
@@ -64,9 +73,9 @@ def table_batches(path: Path, name: str, config: SourceConfig) -> Iterator[pa.Re
 
 def _columns(path: Path, name: str) -> pa.Schema:
     try:
-        if name.endswith(".parquet"):
+        if table_format(name) == ".parquet":
             return pq.read_schema(path)
-        if name.endswith(".csv"):
+        if table_format(name) == ".csv":
             with pyarrow.csv.open_csv(path) as reader:
                 return pa.schema([(column, pa.string()) for column in reader.schema.names])
     except pa.ArrowException as error:
@@ -137,11 +146,11 @@ def _plain(kind: pa.DataType) -> pa.DataType | None:
 
 def _read(path: Path, name: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Batches of these columns, in this order."""
-    if name.endswith(".parquet"):
+    if table_format(name) == ".parquet":
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(_BATCH_ROWS, columns=list(dict.fromkeys(columns))):
                 yield batch.select(list(columns))
-    elif name.endswith(".csv"):
+    elif table_format(name) == ".csv":
         options = pyarrow.csv.ConvertOptions(
             include_columns=list(columns), column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
         )
@@ -166,6 +175,10 @@ def _read_lines(path: Path) -> Iterator[pa.RecordBatch]:
                 lines = []
     if lines:
         yield pa.record_batch([lines], names=["uri"])
+
+
+def _without_query(name: str) -> str:
+    return name.partition("?")[0] if scheme(name) in ("http", "https") else name
 
 
 def _absolute(uri: str | None, folder: str) -> str | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -120,6 +122,36 @@ def test_a_table_gives_its_uris_in_order_with_what_the_store_says_of_each(
     listed = {row["uri"]: row for row in rows(bucket.url)}
     assert [row["uri"] for row in found] == names
     assert found == [listed[name] for name in names]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_the_case_of_a_tables_suffix_does_not_count(suffix: str, tmp_path: Path) -> None:
+    folder = fill(tmp_path / "images", "a.jpg")
+    table = write_table(tmp_path / f"t{suffix}", {"uri": [f"{folder}/a.jpg"], "caption": ["a cat"]})
+    table = table.rename(tmp_path / f"T{suffix.upper()}")
+    assert [(row["uri"], row["caption"]) for row in rows(table, keep=("caption",))] == [(f"{folder}/a.jpg", "a cat")]
+
+
+def test_a_text_file_of_another_system_is_read_line_by_line(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes(b"\xef\xbb\xbfa.jpg\r\n\r\n  b.jpg \r\n\tc.jpg")
+    assert uris(tmp_path / "t.txt") == [f"{tmp_path}/{name}.jpg" for name in "abc"]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".txt"])
+def test_of_a_long_table_every_row_comes_once_in_order(suffix: str, tmp_path: Path) -> None:
+    names = [f"{tmp_path}/{number}.jpg" for number in range(2500)]
+    said: list[str] = []
+    assert [row["uri"] for row in rows(write_table(tmp_path / f"t{suffix}", {"uri": names}), said=said)] == names
+    assert said == []
+
+
+def test_the_only_column_names_the_images_whatever_it_is_called(tmp_path: Path) -> None:
+    assert uris(write_table(tmp_path / "t.csv", {"photograph": ["a.jpg"]})) == [f"{tmp_path}/a.jpg"]
+
+
+def test_the_column_that_names_the_images_can_be_kept_as_it_stands(tmp_path: Path) -> None:
+    (row,) = rows(write_table(tmp_path / "t.parquet", {"url": ["./a.jpg"], "n": [1]}), keep=("url", "n"))
+    assert (row["uri"], row["url"], row["n"]) == (f"{tmp_path}/a.jpg", "./a.jpg", 1)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
@@ -263,6 +295,7 @@ def test_a_name_that_raysight_gives_a_column_of_its_own_cannot_be_kept(tmp_path:
         ("images", {"uri_column": "url"}, "--uri-column is about tables of URIs"),
         ("empty.csv", {}, "cannot be read"),
         ("ragged.csv", {}, "cannot be read"),
+        ("twice.csv", {}, "--uri-column uri: {}/twice.csv has 2 columns of this name"),
         ("latin.txt", {}, "cannot be read"),
         ("broken.parquet", {}, "cannot be read"),
         ("ftp.txt", {}, "the scheme ftp:// is not supported"),
@@ -275,12 +308,13 @@ def test_a_source_that_cannot_be_worked_with_is_refused_by_name(
     fill(tmp_path, "images/a.jpg", "texts/notes.md", "broken.parquet")
     (tmp_path / "empty.csv").write_bytes(b"")
     (tmp_path / "ragged.csv").write_bytes(b"uri,b\na.jpg,1\nb.jpg,1,2\n")
+    (tmp_path / "twice.csv").write_bytes(b"uri,uri\na.jpg,b.jpg\n")
     (tmp_path / "latin.txt").write_bytes("ü.jpg\n".encode("latin-1"))
     (tmp_path / "ftp.txt").write_text("ftp://host/a.jpg\n")
     (tmp_path / "keyless.txt").write_text("s3://bucket\n")
     with pytest.raises(UsageError) as refusal:
         require_images([str(tmp_path / source)], SourceConfig(**listing), HASTY)
-    assert complaint in str(refusal.value)
+    assert complaint.format(tmp_path) in str(refusal.value)
 
 
 def test_sources_of_a_dataset_need_to_be_reached_and_may_be_empty(bucket: Bucket, tmp_path: Path) -> None:
@@ -333,6 +367,24 @@ def test_types_of_kept_columns_are_plain_ones(tmp_path: Path) -> None:
     fields = kept_fields([str(tmp_path / "t.parquet")], SourceConfig(keep=("word", "long", "tags", "n")), HASTY)
     assert [field.type for field in fields] == [pa.string(), pa.string(), pa.list_(pa.string()), pa.int16()]
     assert rows(tmp_path / "t.parquet", keep=("tags", "word"))[0]["tags"] == ["x"]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)], pa.timestamp("us", "UTC")),
+        pa.array([date(2026, 1, 2)]),
+        pa.array([Decimal("1.50")], pa.decimal128(5, 2)),
+        pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2)),
+        pa.array([True]),
+        pa.array([b"\0\1"]),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_a_value_of_a_plain_type_is_kept_with_its_type(column: pa.Array, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"uri": ["a.jpg"], "it": column}), tmp_path / "t.parquet")
+    ((_, batch),) = list_rows([str(tmp_path / "t.parquet")], SourceConfig(keep=("it",)), HASTY)
+    assert batch["it"].equals(column)
 
 
 @settings(deadline=None, max_examples=200)

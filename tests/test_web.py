@@ -37,6 +37,8 @@ class Web(BaseHTTPRequestHandler):
         path = self.path
         self.seen[f"{self.command} {path}"] += 1
         status, headers, data = 200, {"ETag": '"v1"'}, path.encode()
+        if path.startswith("/captions"):
+            data = b"caption,url\na cat,img/a.jpg\n"
         if path.startswith("/gone"):
             status = 404
         elif path.startswith("/forbidden"):
@@ -184,5 +186,7 @@ def test_a_table_on_a_web_server_is_a_source_and_a_folder_there_is_none(
     assert (name, batch["uri"].to_pylist()) == (f"{address}/list.txt", ["/list.txt"])
     ((_, batch),) = list_rows([f"{address}/image?id=1"], SourceConfig(), HASTY)
     assert batch["uri"].to_pylist() == [f"{address}/image?id=1"]
+    ((_, batch),) = list_rows([f"{address}/captions.csv?signed=a/b"], SourceConfig(keep=("caption",)), HASTY)
+    assert batch.select(["uri", "caption"]).to_pylist() == [{"uri": f"{address}/img/a.jpg", "caption": "a cat"}]
     with pytest.raises(UsageError, match="cannot be listed; give the URL of an image, or a table"):
         next(list_rows([f"{address}/folder/"], storage=HASTY))
