@@ -113,6 +113,13 @@ def test_a_relative_file_in_a_flag_or_variable_is_in_the_current_folder(
     assert settle(RAYSIGHT_MODEL_WEIGHTS="vit.pth").settings.model.weights == str(tmp_path / "vit.pth")
 
 
+def test_a_tilde_is_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[str], Path]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert settle(file=write('[model]\nweights = "~/vit.pth"\n')).settings.model.weights == f"{tmp_path}/vit.pth"
+
+
 @pytest.mark.parametrize("weights", ["pretrained", "random:0", "s3://bucket/vit.pth", "/models/vit.pth"])
 def test_weights_that_are_no_relative_file_stay_as_they_are(weights: str, write: Callable[[str], Path]) -> None:
     assert settle(file=write(f'[model]\nweights = "{weights}"\n')).settings.model.weights == weights
@@ -238,6 +245,11 @@ def test_what_a_variable_spells_is_what_the_key_holds(data: st.DataObject) -> No
     text = str(value).lower() if key.kind is bool else str(value)
     resolved = settle(**{key.variable: text})
     assert getattr(getattr(resolved.settings, key.section), key.name) == value
+
+
+@pytest.mark.parametrize(("text", "value"), [("TRUE", True), (" false ", False)])
+def test_case_and_blanks_around_a_variables_value_do_not_count(text: str, value: bool) -> None:
+    assert settle(RAYSIGHT_STORAGE_ANONYMOUS=text).settings.storage.anonymous is value
 
 
 def test_a_list_has_commas_in_a_variable_and_repeats_in_flags(monkeypatch: pytest.MonkeyPatch) -> None:
