@@ -111,6 +111,24 @@ def test_classes_without_a_classifier_are_refused() -> None:
         load_extractor(ModelConfig("vit_small_patch14_dinov2", "random:0", image_size=98, features=ALL), LIMITS, CPU)
 
 
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"features": ()}, "give one or more of embedding, patches, classes"),
+        ({"features": ("embedding", "logits")}, "--features embedding,logits: give one or more"),
+        ({"features": ("patches",), "normalize": True}, "--normalize and --dtype are of embeddings"),
+        ({"features": ("patches",), "dtype": "float16"}, "--normalize and --dtype are of embeddings"),
+        ({"head": "head.pth"}, "--head is for classes; ask for them with --features classes"),
+        ({"preset": "dinov2-224", "image_size": 98}, "makes 224×224 crops; --image-size 98 goes with timm's alone"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused_before_anything_is_loaded(
+    options: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        load_extractor(replace(ModelConfig("no_such_model", "random:0"), **options), LIMITS, CPU)
+
+
 def test_a_size_that_is_no_multiple_of_the_patches_is_answered_with_those_near() -> None:
     with pytest.raises(UsageError, match="98 and 112 are, not 100"):
         load_extractor(ModelConfig("vit_small_patch14_dinov2", "random:0", image_size=100), LIMITS, CPU)
