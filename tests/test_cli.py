@@ -158,6 +158,16 @@ def test_verify_of_a_place_without_dataset_exits_2(tmp_path: Path, capsys: pytes
     assert "holds no raysight dataset" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("form", ["npy", "parquet"])
+def test_embed_writes_nothing_binary_to_a_terminal(
+    form: str, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert refused("embed", photos / "rocket.jpg", *SMALL, "--format", form) == 2
+    said = capsys.readouterr()
+    assert (said.out, f"--format {form} is binary: give --output FILE" in said.err) == ("", True)
+
+
 def test_dry_run_prints_the_plan_writes_nothing_and_never_imports_ray(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     script = (

@@ -6,10 +6,12 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pytest
 
 from pipeline import schema
 from pipeline.cut import Cut
 from pipeline.diff import Counts, Difference
+from pipeline.errors import UsageError
 from pipeline.generation import Listing, write_generation
 from pipeline.local import LocalStore
 from pipeline.staged import stage
@@ -70,6 +72,12 @@ def test_a_kept_value_that_comes_or_goes_is_a_change_and_one_that_was_never_ther
     before = rows(("a", 1, "1", None), ("b", 1, "1", "x"), ("c", 1, "1", None))
     after = rows(("a", 1, "1", "x"), ("b", 1, "1", None), ("c", 1, "1", None))
     assert compare(tmp_path, before, after)[2] == [("a", "changed"), ("b", "changed")]
+
+
+def test_a_listing_that_keeps_other_columns_than_the_dataset_is_refused(tmp_path: Path) -> None:
+    plain = [(TABLE, pa.record_batch([["a"], [1], ["1"]], schema=schema.MANIFEST_SCHEMA))]
+    with pytest.raises(UsageError, match=r"keeps the columns \['what \"they\" call it'\], this listing has \[\]"):
+        compare(tmp_path, BEFORE, plain)
 
 
 def test_an_apostrophe_in_the_name_of_the_temporary_folder_does_no_harm(tmp_path: Path) -> None:
