@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import ray.serve
+import torch
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
 from pipeline.budget import ALLOCATOR
@@ -53,6 +54,9 @@ class Endpoint:
     def __init__(
         self, factory: Callable[[], Extractor], limits: ImageLimits, config: ServeConfig, threads: int
     ) -> None:
+        # OpenMP keeps helpers for each thread that ever shared work, and once there are more than cores none waits
+        # awake for another any more: the thread that loads the model must have none (docs/performance.md).
+        torch.set_num_threads(1)
         keys = load_keys(config.api_keys) if config.api_keys else None
         self._engine = Engine(factory(), limits, config, threads)
         self._engine.warm_up()

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
+from pipeline.bench.stubs import SliceExtractor
+from pipeline.config import ImageLimits, ModelConfig
 from pipeline.errors import UsageError
+from pipeline.sections import ServeConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from pipeline.extractor import Extractor
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 
@@ -53,3 +60,19 @@ def test_build_refuses_what_is_no_setting(args: dict[str, int], problem: str, ke
 
     with pytest.raises(UsageError, match=problem):
         build({"serve.api_keys": keys, **args})
+
+
+def test_model_is_loaded_on_a_thread_without_helpers_of_openmp() -> None:
+    from serve.deployment import Endpoint
+
+    threads: list[int] = []
+
+    def factory() -> Extractor:
+        threads.append(torch.get_num_threads())
+        return SliceExtractor(ModelConfig(), ImageLimits())
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(torch.set_num_threads, 2).result()
+        pool.submit(Endpoint, factory, ImageLimits(), ServeConfig(), 2).result()
+
+    assert threads == [1]
