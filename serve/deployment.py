@@ -39,6 +39,10 @@ _SECOND_NET_S = 5.0
 
 _POLL_S = 0.2
 
+_PATIENCE = {"GOMP_SPINCOUNT": "20000"}
+"""For how many rounds, some 0.2 ms, threads that share a forward wait awake for one another. libgomp's own 3 ms are
+ruinous where another program keeps a core: who waits then keeps the other from whom it waits for."""
+
 _HEALTH_PERIOD_S = 2.0
 """Seconds between Serve's looks at a replica, by which it finds that one has ended; Serve's own are 10."""
 
@@ -113,7 +117,7 @@ def application(
         ray_actor_options={
             "num_cpus": cpus,
             "num_gpus": gpus,
-            "runtime_env": {} if gpus else {"env_vars": dict(ALLOCATOR)},
+            "runtime_env": {} if gpus else {"env_vars": {**ALLOCATOR, **_PATIENCE}},
         },
         max_ongoing_requests=config.max_queue + _MARGIN,
         max_queued_requests=config.max_queue,
