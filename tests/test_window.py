@@ -92,7 +92,7 @@ class _Throttling(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.places = AT_ONCE
         self.refused = 0
-        self.fail_once: set[str] = set()
+        self.fail_once: dict[str, int] = {}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -107,10 +107,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.refused += full
         threading.Event().wait(0.01)  # so that requests meet
         with self.server.lock:
-            fails = self.path in self.server.fail_once
-            self.server.fail_once.discard(self.path)
+            fails = self.server.fail_once.pop(self.path, None)
         body = b"<Error><Code>SlowDown</Code></Error>" if full else self.path.encode()
-        self.send_response(503 if full else 500 if fails else 200)
+        self.send_response(503 if full else fails or 200)
         for name, value in (("Content-Length", str(len(body))), ("ETag", '"1"')):
             self.send_header(name, value)
         self.send_header("Last-Modified", "Wed, 25 Nov 2026 00:00:00 GMT")
@@ -150,9 +149,19 @@ def test_a_store_that_throttles_is_asked_less_and_loses_nothing(throttling: _Thr
     assert window.limit > 16, "and opens again"
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_either_status_of_a_store_that_has_too_much_to_do_narrows_it(status: int, throttling: _Throttling) -> None:
+    throttling.places = 1000
+    throttling.fail_once = {"/bucket/a.jpg": status}
+    store = open_store("s3://bucket/", StorageConfig(anonymous=True, max_in_flight=32))
+    (answer,) = store.fetch_many(["a.jpg"], 1 << 20)
+    assert isinstance(answer, Fetched)
+    assert store._window.limit == 16
+
+
 def test_an_error_of_another_kind_narrows_nothing_whatever_the_key_is_called(throttling: _Throttling) -> None:
     throttling.places = 1000
-    throttling.fail_once = {"/bucket/c503.jpg", "/bucket/SlowDown-429.jpg"}
+    throttling.fail_once = dict.fromkeys(("/bucket/c503.jpg", "/bucket/SlowDown-429.jpg"), 500)
     store = open_store("s3://bucket/", StorageConfig(anonymous=True, max_in_flight=32))
     keys = ["c503.jpg", "SlowDown-429.jpg"]
 
