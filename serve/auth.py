@@ -46,7 +46,8 @@ def load_keys(path: str) -> KeyRing:
     try:
         lines = Path(path).expanduser().read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the API keys in {path} cannot be read: {type(error).__name__}") from error
+        why = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise UsageError(f"the API keys in {path} cannot be read: {why}") from error
     digests = []
     for number, line in enumerate(lines, start=1):
         word = (line.split() or ["#"])[0]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import os
 import socket
 import sys
 import threading
+from contextlib import ExitStack, redirect_stdout
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
@@ -77,7 +79,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     stop = threading.Event()
     os.environ.update(ingress.environment(config))  # of the proxies, which Ray starts
-    with Interruptible(stop, say), local_ray(int(node.cpus)):
+    with ExitStack() as at_the_end, Interruptible(stop, say), local_ray(int(node.cpus)):
         from serve import deployment
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -87,6 +89,8 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
         left = deployment.drain(handle, config.grace_s)
         if left:
             say(f"{left} request(s) were not answered within grace_s, {config.grace_s:g} s")
+        # Ray says there that the calls have failed which ended its own actors.
+        at_the_end.enter_context(redirect_stdout(io.StringIO()))
         deployment.stop()
     say("stopped")
 
@@ -102,7 +106,8 @@ def _check_access(config: ServeConfig) -> None:
     try:
         socket.create_server((config.host, config.port), family=_family(config.host)).close()
     except OSError as error:
-        raise UsageError(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}") from error
+        why = (error.strerror or str(error)).partition(" (while")[0]  # Python says the address a second time
+        raise UsageError(f"cannot listen on {config.host}:{config.port}: {why}") from error
 
 
 def _check_room(config: ServeConfig, cpus: float, gpus: float, node_cpus: float, node_gpus: float) -> None:

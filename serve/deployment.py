@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from typing import TYPE_CHECKING, Any
 
+import ray.exceptions
 import ray.serve
 import torch
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from pipeline.sections import ServeConfig
 
 NAME = "raysight"
+
+_log = logging.getLogger("raysight.serve")
 
 _MARGIN = 32
 """Requests that Serve lets through beyond ``max_queue``, so that it is the replica that refuses, with our own body."""
@@ -146,10 +150,18 @@ def start(app: Application, config: ServeConfig) -> DeploymentHandle:
 
 
 def drain(handle: DeploymentHandle, grace_s: float) -> int:
-    """Turns new requests away and waits for those that are in; those that are left after ``grace_s`` seconds."""
+    """Turns new requests away and waits for those that are in; those that are left after ``grace_s`` seconds.
+
+    Serve asks every replica, on whatever node. One that dies meanwhile takes its requests with it; for one that does
+    not answer, what was said last counts.
+    """
     end = time.monotonic() + grace_s
+    left = 1
     while True:
-        left: int = sum(handle.broadcast("drain").results(timeout_s=max(1.0, end - time.monotonic())))
+        try:
+            left = sum(handle.broadcast("drain").results(timeout_s=max(1.0, end - time.monotonic())))
+        except (TimeoutError, ray.exceptions.RayError) as error:
+            _log.warning("a replica does not answer: %r", error)
         if left == 0 or time.monotonic() >= end:
             return left
         time.sleep(_POLL_S)

@@ -34,7 +34,7 @@ _NODE = {"num_cpus": 1, "object_store_memory": 100 << 20}
 class Endpoint:
     """A head that only passes requests on, and workers with a CPU each for the replicas."""
 
-    def __init__(self, cluster: Cluster, port: int, agents: list[int], folder: Path) -> None:
+    def __init__(self, cluster: Cluster, port: int, agents: list[int], folder: Path, proxies: str) -> None:
         from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
         self.cluster = cluster
@@ -43,6 +43,7 @@ class Endpoint:
         self._workers: list[Any] = []
         self._agents = agents
         self._folder = folder
+        self._proxies = proxies
         self._dashboard = f"http://{cluster.webui_url}"
         self._serve = ServeSubmissionClient(self._dashboard)
         (folder / "api-keys").write_text(hashlib.sha256(KEY.encode()).hexdigest() + "\n")
@@ -73,10 +74,10 @@ class Endpoint:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def _config(self, file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """With one proxy, on the head: those of all nodes would want the same port of this machine."""
+        """Proxies of several nodes share the port of this machine: each new connection is for one of them."""
         manifest = yaml.safe_load((KUBERNETES / "base" / "endpoint.yaml").read_text())
         config: dict[str, Any] = yaml.safe_load(manifest["spec"]["serveConfigV2"])
-        config["proxy_location"] = "HeadOnly"
+        config["proxy_location"] = self._proxies
         config["http_options"].update(host="127.0.0.1", port=self._port)
         (application,) = config["applications"]
         application["args"] = {
@@ -112,8 +113,8 @@ class Endpoint:
 
 
 @contextmanager
-def endpoint(folder: Path) -> Iterator[Endpoint]:
-    """A head without CPUs and two workers with one each, without an application yet."""
+def endpoint(folder: Path, proxies: str = "HeadOnly") -> Iterator[Endpoint]:
+    """A head without CPUs and two workers with one each, without an application yet. ``proxies``: where, for Serve."""
     from ray.cluster_utils import Cluster
 
     port, dashboard, head, *agents = free_ports(6)
@@ -128,7 +129,7 @@ def endpoint(folder: Path) -> Iterator[Endpoint]:
         },
     )
     try:
-        running = Endpoint(cluster, port, agents, folder)
+        running = Endpoint(cluster, port, agents, folder, proxies)
         running.add_worker()
         running.add_worker()
         yield running
