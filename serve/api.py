@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("raysight.serve")
 
+_CLIENT_GONE = 499
+"""nginx's name, in the figures, for a request whose client went away before its answer: no fault of this server's."""
+
 
 def create_app(engine: Engine, keys: KeyRing | None, recorders: Sequence[Recorder] = ()) -> FastAPI:
     """The app: the doors behind the key, and in the open the probes, the OpenAPI document and the page.
@@ -80,12 +83,14 @@ def create_app(engine: Engine, keys: KeyRing | None, recorders: Sequence[Recorde
     app.add_exception_handler(HTTPException, _refuse_route)
     app.add_exception_handler(RequestValidationError, _refuse_parameters)
     app.add_exception_handler(ClientDisconnect, _refuse_nobody)
-    app.add_exception_handler(Exception, _fail)
     return app
 
 
 class _Envelope:
-    """What every answer has: the fingerprint, a place in the figures, no guessing of its type; and to HEAD, no body."""
+    """What every answer has: the fingerprint, a place in the figures, no guessing of its type; and to HEAD, no body.
+
+    Accidents are answered here, since Starlette's own place for them is outside of this.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, digest: str) -> None:
         self._app = app
@@ -97,16 +102,16 @@ class _Envelope:
             await self._app(scope, receive, send)
             return
         start = time.perf_counter()
-        status = 500
+        status, begun = _CLIENT_GONE, False
         name = FINGERPRINT.lower().encode()
         head = scope["method"] == "HEAD"
         if head:
             scope = {**scope, "method": "GET"}
 
         async def send_on(message: Message) -> None:
-            nonlocal status
+            nonlocal status, begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, begun = message["status"], True
                 headers = [*message.get("headers", []), (b"x-content-type-options", b"nosniff")]
                 if all(key.lower() != name for key, _ in headers):
                     headers.append((name, self._digest))
@@ -117,6 +122,11 @@ class _Envelope:
 
         try:
             await self._app(scope, receive, send_on)
+        except Exception as error:
+            _log.error("a request failed", exc_info=error)
+            if begun:
+                raise
+            await _accident()(scope, receive, send_on)
         finally:
             # Only routes that exist: a label for each path that somebody tries would grow without bound.
             route = getattr(scope.get("route"), "path", "other")
@@ -146,10 +156,9 @@ async def _refuse_parameters(_: Request, error: Exception) -> Response:
 
 
 async def _refuse_nobody(_: Request, _error: Exception) -> Response:
-    return Response(status_code=400)  # the client has gone; the figures still want a status
+    return Response(status_code=_CLIENT_GONE)
 
 
-async def _fail(_: Request, error: Exception) -> Response:
-    _log.error("a request failed", exc_info=error)
+def _accident() -> Response:
     refusal = ApiError(500, "internal_error", "something went wrong on the server; its log says what")
-    return JSONResponse(refusal.body(), 500)
+    return JSONResponse(refusal.body(), refusal.status)

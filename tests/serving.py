@@ -7,6 +7,7 @@ import base64
 import io
 import struct
 import threading
+import time
 import zlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from serve.api import create_app
 from serve.engine import Engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from serve.auth import KeyRing
 
@@ -141,3 +142,11 @@ def bomb(width: int = 50_000, height: int = 50_000) -> bytes:
 
 def data_uri(data: bytes, kind: str = "image/jpeg") -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def until(condition: Callable[[], Any]) -> None:
+    """Waits for a condition, half a minute at most."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)

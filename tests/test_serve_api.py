@@ -7,6 +7,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 import schemathesis
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
-from serving import JPEG, Client, bomb, data_uri, picture
+from serving import JPEG, Client, bomb, data_uri, picture, until
 from timm.data import create_transform, resolve_model_data_config
 
 from pipeline.config import ImageLimits
@@ -228,6 +229,36 @@ def test_a_single_image_that_cannot_be_used_is_a_422(client: Client, data: bytes
     assert "/" not in answer.json()["error"]["message"]
 
 
+def test_damage_of_every_kind_is_a_422_or_an_image_and_leaves_no_memory_behind() -> None:
+    """Files of all formats, cut anywhere or with bytes that are others: no accident, and nothing that piles up."""
+    random = np.random.default_rng(0)
+    whole = [picture(kind=kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")]
+
+    def damaged(data: bytes) -> bytes:
+        values = np.frombuffer(data, np.uint8).copy()
+        places = random.integers(0, len(values) if random.random() < 0.5 else 64, random.integers(1, 8))
+        values[places] = random.integers(0, 256, len(places))
+        end = len(values) if random.random() < 0.7 else random.integers(1, len(values))
+        return values[:end].tobytes()
+
+    def round_of(client: Client, images: int) -> list[dict[str, Any]]:
+        files = [("file", damaged(whole[number % len(whole)])) for number in range(images)]
+        answer = client.post("/v1/features", files=files)
+        assert answer.status_code == 200
+        data: list[dict[str, Any]] = answer.json()["data"]
+        return data
+
+    with serving.client(serving.load("test_vit", "random:0")) as client:
+        items = [item for _ in range(3) for item in round_of(client, 48)]
+        before = psutil.Process().memory_info().rss
+        items += [item for _ in range(6) for item in round_of(client, 48)]
+    assert psutil.Process().memory_info().rss < before + (64 << 20)
+    assert all(("embedding" in item) != ("error" in item) for item in items)
+    codes = {item["error"]["code"] for item in items if "error" in item}
+    assert codes >= {"truncated", "corrupt", "not_an_image"}
+    assert "internal_error" not in codes
+
+
 def test_the_claimed_type_does_not_matter(client: Client) -> None:
     data = picture(kind="PNG")
     as_jpeg = client.post("/v1/features", content=data, headers=JPEG)
@@ -296,6 +327,19 @@ def test_head_answers_as_get_does_without_a_body(client: Client, url: str) -> No
     assert len(get.content) == int(head.headers["content-length"])
 
 
+def test_clients_that_go_away_are_no_failures_in_the_figures(extractor: Extractor) -> None:
+    gated = serving.GatedExtractor.of(extractor)
+
+    with serving.client(gated) as client:
+        waiting = client.begin("POST", "/v1/features", content=picture(), headers=JPEG)
+        assert gated.began.wait(30)
+        waiting.cancel()
+        until(lambda: client.engine.admission.requests == 0)
+        gated.gate.set()
+        figures = [line for line in client.get("/metrics").text.splitlines() if "requests_total{" in line]
+    assert figures == ['raysight_serve_requests_total{route="/v1/features",status="499"} 1.0']
+
+
 def test_an_accident_is_a_500_that_tells_nothing(extractor: Extractor) -> None:
     broken = serving.GatedExtractor.of(extractor)
 
@@ -305,8 +349,12 @@ def test_an_accident_is_a_500_that_tells_nothing(extractor: Extractor) -> None:
     broken.forward = forward  # type: ignore[method-assign]
     with serving.client(broken) as client:
         answer = client.features(picture())
+        figures = client.get("/metrics").text
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "internal_error"
+    assert answer.headers["x-raysight-fingerprint"] == extractor.fingerprint.digest
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert 'raysight_serve_requests_total{route="/v1/features",status="500"} 1.0' in figures
     assert "secret" not in answer.text
     assert "path" not in answer.text
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +16,6 @@ from serve.auth import is_loopback, load_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from pipeline.extractor import Extractor
 
@@ -126,6 +127,23 @@ def test_probes_and_the_document_need_no_key(client: Client, url: str) -> None:
     assert client.get(url).status_code == 200
 
 
+def test_every_other_path_of_the_document_wants_a_key(client: Client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    for path in paths.keys() - {"/healthz", "/readyz"}:
+        for method in paths[path]:
+            assert client.request(method.upper(), path).status_code == 401, path
+
+
+def test_the_keys_that_the_guide_makes_are_let_in(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "serving.md").read_text()
+    make, keep = (line for line in guide.splitlines() if line.startswith(("KEY=", "printf %s")))
+    done = subprocess.run(
+        ["bash", "-euc", f'{make}\n{keep}\necho "$KEY"'], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    load_keys(str(tmp_path / "keys")).check(f"Bearer {done.stdout.strip()}")
+    assert done.stdout.strip() not in (tmp_path / "keys").read_text()
+
+
 def test_a_refused_request_holds_no_place_and_its_body_is_not_read(client: Client) -> None:
     async def untouched() -> Iterator[bytes]:  # type: ignore[misc]
         raise AssertionError("the body was read")
@@ -168,8 +186,14 @@ def test_a_key_file_with_anything_but_digests_is_refused_without_showing_it(
 
 
 def test_a_key_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="cannot be read: No such file or directory"):
         load_keys(str(tmp_path / "none"))
+
+
+def test_a_key_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_bytes(hashlib.sha256(b"\xff").digest() + b"\xff")
+    with pytest.raises(UsageError, match="cannot be read: not a text file"):
+        load_keys(str(tmp_path / "keys"))
 
 
 @pytest.mark.parametrize(

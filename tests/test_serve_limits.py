@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import serving
-from serving import JPEG, GatedExtractor, bomb, data_uri, picture
+from serving import JPEG, GatedExtractor, bomb, data_uri, picture, until
 
 from pipeline.config import ImageLimits
 
@@ -39,13 +38,6 @@ def refusal(answer: httpx.Response) -> tuple[int, str, float]:
     """Status, and the limit's name and value."""
     limit = answer.json()["error"]["limit"]
     return answer.status_code, limit["name"], limit["value"]
-
-
-def until(condition: Any) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def test_a_body_that_declares_too_much_is_a_413(extractor: Extractor) -> None:
@@ -165,7 +157,8 @@ def test_who_gets_no_share_of_the_pixels_in_time_is_a_503(extractor: Extractor) 
     assert "retry-after" in second.headers
 
 
-HEADERS_OF_PROXIES = {"x-request-timeout": "0", "x-request-timeout-s": "-1", "x-request-disable-disconnect": "1"}
+HEADERS_OF_PROXIES = {"x-request-timeout-seconds": "0", "x-request-disconnect-disabled": "?1"}
+"""As Ray Serve reads them."""
 
 
 @pytest.mark.parametrize("headers", [{}, HEADERS_OF_PROXIES], ids=["plain", "with headers that lift Serve's own limit"])
