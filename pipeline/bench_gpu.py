@@ -25,7 +25,7 @@ from pipeline.extractor import load_extractor, pick_device
 from pipeline.tolerance import tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pipeline.extractor import Extractor
 
@@ -41,41 +41,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = ModelConfig(options.model, options.weights, precision=options.precision, image_size=options.image_size)
     extractor = load_extractor(config, ImageLimits(), card.device)
     figures = _limits(card, extractor, options.gemm)
-    rates = {
-        "raysight": forward_rates(card, extractor, options.sizes),
-        "timm, amp": reference_rates(card, extractor, options.model, options.sizes),
-    }
-    largest = max(rates["raysight"])
-    size = options.batch_size or extractor.settle(None, largest)
-    if options.compile:
-        extractor, rates["raysight, compiled"] = _compiled(card, config, largest, figures)
-    _say("\nForward alone, pixels on the device: images/s (fraction of the GEMM peak)\n")
+
+    def record(**more: Any) -> None:
+        figures.update(more)
+        if options.output is not None:  # now: a loan of a card may end before the next figure
+            options.output.write_text(json.dumps(figures, indent=1))
+
+    largest = max(options.sizes)
+    rates = {"raysight": forward_rates(card, extractor, options.sizes)}
+    record(images_per_second=rates)
+    rates["timm, amp"] = reference_rates(card, extractor, options.model, options.sizes)
+    record()
+    _print_rates(rates, figures)
+
+    jpegs = make_jpegs(options.images)
+    reference = load_extractor(replace(config, precision="fp32"), ImageLimits(), torch.device("cpu"))
+    record(cosine=least_cosine(extractor, reference, jpegs[:_COMPARED]))
+    asked = tolerance("reference", figures["precision"]).cosine  # both prepare in the same way
+    _say(f"\nleast cosine to fp32 on the CPU: {figures['cosine']:.6f} (asked: at least {asked:g})")
+
+    size = options.batch_size or extractor.settle(None, min(largest, max(rates["raysight"])))
+    extractor.settle(size, size)
+    record(batch_size=size, **_from_jpegs(card, extractor, jpegs, size, options))
+    if options.compile:  # last: it takes minutes
+        extractor, seconds = _compiled(card, config, size)
+        rates["raysight, compiled"] = forward_rates(card, extractor, static_sizes(size))
+        record(compile_seconds=seconds)
+        _print_rates({"raysight, compiled": rates["raysight, compiled"]}, figures)
+        found = _from_jpegs(card, extractor, jpegs, size, options)
+        record(compiled=found | {"cosine": least_cosine(extractor, reference, jpegs[:_COMPARED])})
+        _say(f"\nleast cosine to fp32 on the CPU, compiled: {figures['compiled']['cosine']:.6f}")
+    return 0
+
+
+def _print_rates(rates: Mapping[str, Mapping[int, float]], figures: Mapping[str, Any]) -> None:
     fraction = figures["gflop_an_image"] / figures["gemm_tflops"] / 1e3
     tried = sorted(set().union(*rates.values()))
+    _say("\nForward alone, pixels on the device: images/s (fraction of the GEMM peak)\n")
     _say(
         render(
             ["batch", *rates], [[str(n), *(_cell(found.get(n), fraction) for found in rates.values())] for n in tried]
         )
     )
 
-    extractor.settle(size, size)
+
+def _from_jpegs(
+    card: Card, extractor: Extractor, jpegs: Sequence[bytes], size: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    """``bare``, the forward alone at this size, and ``jpegs``, as :func:`pipeline.bench.jpegs.jpeg_rates`."""
     bare = forward_rates(card, extractor, [size])[size]
-    jpegs = make_jpegs(options.images)
     found = jpeg_rates(extractor, jpegs, size, options.threads, options.seconds)
-    reference = load_extractor(replace(config, precision="fp32"), ImageLimits(), torch.device("cpu"))
-    cosine = least_cosine(extractor, reference, jpegs[:_COMPARED])
-    figures.update(cosine=cosine, images_per_second=rates, batch_size=size, bare=bare, jpegs=found)
     _say(f"\nFrom JPEGs of {len(jpegs[0]) / 1000:.0f} kB, batches of {size}; the forward alone: {bare:,.1f} images/s\n")
     rows = [
         [f"{item['threads']}", f"{item['rate']:,.1f}", f"{item['rate'] / bare:.2f}", f"{item['busy']:.0%}"]
         for item in found
     ]
     _say(render(["decode threads", "images/s", "of the forward alone", "device held"], rows))
-    asked = tolerance("reference", figures["precision"]).cosine  # both prepare in the same way
-    _say(f"\nleast cosine to fp32 on the CPU: {cosine:.6f} (asked: at least {asked:g})")
-    if options.output is not None:
-        options.output.write_text(json.dumps(figures, indent=1))
-    return 0
+    return {"bare": bare, "jpegs": found}
 
 
 def _limits(card: Card, extractor: Extractor, side: int) -> dict[str, Any]:
@@ -96,18 +118,14 @@ def _limits(card: Card, extractor: Extractor, side: int) -> dict[str, Any]:
     return figures
 
 
-def _compiled(
-    card: Card, config: ModelConfig, largest: int, figures: dict[str, Any]
-) -> tuple[Extractor, dict[int, float]]:
-    """The compiled extractor, and its rates at the few sizes that it is compiled for."""
+def _compiled(card: Card, config: ModelConfig, largest: int) -> tuple[Extractor, float]:
+    """The compiled extractor, and the seconds that it took."""
     extractor = load_extractor(replace(config, compile=True), ImageLimits(), card.device)
     begun = time.perf_counter()
     extractor.settle(largest, largest)
-    figures["compile_seconds"] = time.perf_counter() - begun
-    _say(
-        f"compile_seconds {figures['compile_seconds']:.1f} for batches of {', '.join(map(str, static_sizes(largest)))}"
-    )
-    return extractor, forward_rates(card, extractor, static_sizes(largest))
+    seconds = time.perf_counter() - begun
+    _say(f"\ncompiled in {seconds:.1f} s for batches of {', '.join(map(str, static_sizes(largest)))}")
+    return extractor, seconds
 
 
 def _cell(rate: float | None, fraction: float) -> str:

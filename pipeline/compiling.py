@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Encoder = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""(n, H, W, 3) uint8 pixels to unpooled features and embeddings."""
+
+Network = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""(n, 3, H, W) normalised images, likewise."""
 
 BACKEND = "inductor"
 

@@ -47,7 +47,8 @@ class ModelConfig:
         features: what to keep of the one pass: ``embedding``, ``patches``, ``classes``.
         normalize: scale each embedding to an L2 norm of 1.
         dtype: what embeddings are stored in; patches are always float16.
-        compile: put the model through ``torch.compile``: faster on a GPU, after a minute or more at the start.
+        compile: put the model through OpenVINO on a CPU, where ``raysight[openvino]`` is installed, and through
+            ``torch.compile`` elsewhere, which takes a minute or more at the start.
     """
 
     name: str = DEFAULT_MODEL

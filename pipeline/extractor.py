@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline import model as models
+from pipeline import openvino_model
 from pipeline.columns import to_column
 from pipeline.compiling import compile_encoder, compiling
 from pipeline.config import StorageConfig
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from pipeline.compiling import Encoder
+    from pipeline.compiling import Encoder, Network
     from pipeline.config import ImageLimits, ModelConfig
     from pipeline.prepared import Prepared
 
@@ -68,7 +69,13 @@ class Extractor:
         self.patch_grid = outputs.patch_grid
         self.device = device
         self._dtype = dtype
-        self._model = cast(model.to(device), dtype).to(memory_format=torch.channels_last)
+        self._model = model.to(device)
+        self._network: Network = self._by_torch
+        if compiled and openvino_model.serves(device, dtype):
+            compiled = False  # by torch; nor is there a need for few sizes of batch
+            side = (preprocessor.config.height, preprocessor.config.width)
+            self._network = openvino_model.OpenVINOModel(self._by_torch, model, *side, dtype)
+        cast(self._model, dtype).to(memory_format=torch.channels_last)
         self._outputs = outputs.to(device)
         mean, std = (
             torch.tensor(values, device=device).view(1, 3, 1, 1)
@@ -119,10 +126,13 @@ class Extractor:
 
     def encode(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, H, W, 3) uint8 on the device to unpooled features and embeddings, in the model's precision."""
-        model: Any = self._model
         # One kernel, and within 5e-7 of timm's (x / 255 - mean) / std.
         normal = torch.addcmul(self._shift, pixels.permute(0, 3, 1, 2), self._scale).to(self._dtype)
-        features = model.forward_features(normal)
+        return self._network(normal)
+
+    def _by_torch(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        model: Any = self._model
+        features = model.forward_features(images)
         return features, model.forward_head(features, pre_logits=True)
 
     def _compute(self, encode: Encoder, pixels: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -96,7 +96,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add_setting(group, "model.precision", "of the forward; 'auto' looks at the device")
     add_setting(group, "model.normalize", "scale embeddings to an L2 norm of 1")
     add_setting(group, "model.dtype", "that embeddings are stored in")
-    add_setting(group, "model.compile", "torch.compile the model: faster on a GPU, after minutes at the start")
+    add_setting(group, "model.compile", "faster: by OpenVINO on a CPU, else torch.compile after minutes at the start")
 
 
 def _parser(key: Key) -> Callable[[str], Any]:

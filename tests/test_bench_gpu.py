@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 
+from pipeline import bench_gpu
 from pipeline.bench.device import Card, gemm_peak, model_flops
 from pipeline.bench.jpegs import least_cosine, make_jpegs
 from pipeline.config import ImageLimits, ModelConfig
@@ -47,6 +48,18 @@ def test_one_command_measures_all_of_it_without_ray(tmp_path: Path) -> None:
     assert "test_vit" in result.stdout
 
 
+def test_what_was_measured_is_kept_when_the_rest_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(folder: Path | None) -> list[bytes]:
+        raise RuntimeError("the card is gone")
+
+    monkeypatch.setattr(bench_gpu, "make_jpegs", lost)
+    output = tmp_path / "figures.json"
+    with pytest.raises(RuntimeError, match="the card is gone"):
+        bench_gpu.main([*TINY, "--no-compile", "--output", str(output)])
+    figures = json.loads(output.read_text())
+    assert list(figures["images_per_second"]["timm, amp"]) == ["1", "2"]
+
+
 @pytest.mark.soak
 def test_the_compiled_model_is_measured_beside_the_plain_one(tmp_path: Path) -> None:
     output = tmp_path / "figures.json"
@@ -55,6 +68,8 @@ def test_the_compiled_model_is_measured_beside_the_plain_one(tmp_path: Path) -> 
     figures = json.loads(output.read_text())
     assert list(figures["images_per_second"]["raysight, compiled"]) == ["1", "2"]
     assert figures["compile_seconds"] > 0
+    assert figures["compiled"]["cosine"] > 0.999999
+    assert [item["threads"] for item in figures["compiled"]["jpegs"]] == [1, 2]
 
 
 def test_the_flops_are_those_of_the_models_matrix_products() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import compiling
+from pipeline import compiling, openvino_model
 from pipeline.config import ImageLimits, ModelConfig
 from pipeline.errors import UsageError
 from pipeline.extractor import Extractor, load_extractor
@@ -24,7 +24,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(openvino_model, "serves", lambda *_: False)  # this is what a GPU gets
     torch.compiler.reset()
     yield
     torch.compiler.reset()

@@ -34,7 +34,7 @@ LADDER = (
     ("retry",),
     # images and models
     ("checkpoint", "compiling", "decode", "deviceerrors", "isolate", "layout", "prepared", "resize"),
-    ("batching", "model", "preprocess"),
+    ("batching", "model", "openvino_model", "preprocess"),
     ("chunkrow", "device", "head", "precision"),
     ("outputs",),
     ("extractor",),
