@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from pipeline.errors import ForbiddenError, NotFoundError, StorageError, UnavailableError
 
 _KINDS: dict[type[OSError], type[StorageError]] = {
@@ -9,6 +11,9 @@ _KINDS: dict[type[OSError], type[StorageError]] = {
     NotADirectoryError: NotFoundError,
     PermissionError: ForbiddenError,
 }
+
+_LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""No other try helps."""
 
 
 def translate(error: OSError, where: str) -> StorageError:
@@ -18,5 +23,5 @@ def translate(error: OSError, where: str) -> StorageError:
         error: of the file system.
         where: the path or URI it is about.
     """
-    kind = _KINDS.get(type(error), UnavailableError)
+    kind = StorageError if error.errno in _LASTING else _KINDS.get(type(error), UnavailableError)
     return kind(f"{where}: {error.strerror or error}")

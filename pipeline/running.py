@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.chunk_result import ChunkResult
 from pipeline.dataflow import ChunkSource, build_dataset
 from pipeline.plan import waves
-from pipeline.rayerrors import explain
+from pipeline.rayerrors import explain, leave_ours_to_us
 from pipeline.worker import Coordinator
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def run_chunks(
 
 
 def _run_wave(spec: JobSpec, manifest: Manifest, wave: Pending, stop: threading.Event) -> Iterator[ChunkResult | None]:
+    leave_ours_to_us()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     coordinator = (
         ray.remote(Coordinator)

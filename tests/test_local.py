@@ -224,6 +224,21 @@ def test_get_tail_gives_the_end_of_a_file(store: LocalStore) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.ENOSPC, StorageError), (errno.EROFS, StorageError), (errno.EIO, UnavailableError)]
+)
+def test_a_full_disk_is_no_failure_that_passes_so_that_no_chunk_is_tried_again(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[StorageError]
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StorageError, match=os.strerror(number)) as caught:
+        store.put("a", b"1")
+    assert type(caught.value) is kind
+
+
 def test_the_first_contact_names_a_missing_source_and_what_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no folder"):
         LocalStore(str(tmp_path / "source")).check()
