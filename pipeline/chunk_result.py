@@ -16,7 +16,7 @@ class ChunkResult:
     ``forward_seconds`` is the time the device was held (a stream of several holds its part of it);
     ``prepare_seconds`` and ``prepare_cpu_seconds`` are summed over all decode threads. ``started`` and ``ended`` are
     seconds on the clock of ``worker``, good for differences on the same one. ``requests`` are those of read and commit.
-    ``batch_size`` is the images of one forward of this worker.
+    ``batch_size`` is the images of one forward of this worker, ``batch_left`` what lack of memory left of it.
     """
 
     shard: int
@@ -40,6 +40,7 @@ class ChunkResult:
     ended: float
     requests: dict[str, int]
     batch_size: int
+    batch_left: int
 
     def to_table(self) -> pa.Table:
         """One row."""

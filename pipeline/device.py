@@ -79,6 +79,11 @@ class Passes:
         self._most: int | None = None
         self._lost: BaseException | None = None
 
+    @property
+    def most(self) -> int | None:
+        """Images of one pass at most: as settled, or what lack of memory left of it; None is all of a batch."""
+        return self._most
+
     @torch.inference_mode()
     def run(self, batch: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[Any]]:
         """The outputs of n images (H, W, 3), as arrays (n, …).

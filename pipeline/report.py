@@ -94,7 +94,9 @@ def figures(name: str, run: Mapping[str, Any], dollars_per_hour: float | None) -
         "rejects": rejects,
         "rejects_by_reason": dict(Counter(run["rejects"]).most_common()),
         **{key: run[key] for key in ("chunks", "retries", "images_per_second", "actors", "actor_seconds", "budget")},
-        "batch_sizes": run.get("batch_sizes", {}),  # early logs lack it
+        # Early logs lack these.
+        "batch_sizes": run.get("batch_sizes", {}),
+        "batch_sizes_left": run.get("batch_sizes_left", run.get("batch_sizes", {})),
         "stages": {
             stage: {
                 "seconds_per_image": _ratio(run[f"{stage}_seconds"], rows),

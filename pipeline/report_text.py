@@ -43,7 +43,7 @@ def summary(report: Figures) -> Rows:
             "speed",
             (
                 f"{report['images_per_second']:,.2f} images/s with {report['actors']:,} actor(s)"
-                f"{_batches(report['batch_sizes'])}"
+                f"{_batches(report['batch_sizes'], report['batch_sizes_left'])}"
             ),
         ),
         ("bytes", f"{size(report['bytes_read'])} read, {size(report['bytes_written'])} written"),
@@ -102,11 +102,16 @@ def size(number: float) -> str:
     return f"{number:,.1f} {_UNITS[unit]}" if unit else f"{number:,.0f} {_UNITS[0]}"
 
 
-def _batches(sizes: Mapping[str, int]) -> str:
-    """Images of one forward, and of how many actors where they differ."""
-    if len(sizes) < 2:
-        return "".join(f", batches of {size}" for size in sizes)
-    return f", batches of {', '.join(f'{size} ({actors:,})' for size, actors in sizes.items())}"
+def _batches(sizes: Mapping[str, int], left: Mapping[str, int]) -> str:
+    """Images of one forward, and what lack of memory left of them; of how many actors where they differ."""
+    if not sizes:
+        return ""
+    halved = "" if left == sizes else f", of which lack of memory left {_sizes(left)}"
+    return f", batches of {_sizes(sizes)}{halved}"
+
+
+def _sizes(sizes: Mapping[str, int]) -> str:
+    return ", ".join(size if len(sizes) == 1 else f"{size} ({actors:,})" for size, actors in sizes.items())
 
 
 def _number(value: float | None, factor: float) -> str:

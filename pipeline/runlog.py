@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 import time
 from collections import Counter
 from datetime import UTC, datetime
@@ -88,6 +89,7 @@ class RunLog:
         self._requests: Counter[str] = Counter()
         self._spans: dict[str, tuple[float, float]] = {}
         self._batch_sizes: dict[str, int] = {}
+        self._batches_left: dict[str, int] = {}
         self.budget: Budget | None = None
         self._chunks = self._retries = 0
 
@@ -100,6 +102,7 @@ class RunLog:
         first, last = self._spans.get(result.worker, (result.started, result.ended))
         self._spans[result.worker] = min(first, result.started), max(last, result.ended)
         self._batch_sizes[result.worker] = result.batch_size
+        self._batches_left[result.worker] = min(result.batch_left, self._batches_left.get(result.worker, sys.maxsize))
         self._chunks += 1
         self._retries += result.attempt - 1
 
@@ -144,6 +147,7 @@ class RunLog:
             # From an actor's first chunk to the end of its last: what its busy seconds are fractions of.
             "actor_seconds": round(sum(last - first for first, last in self._spans.values()), 3),
             "batch_sizes": dict(sorted(Counter(self._batch_sizes.values()).items())),
+            "batch_sizes_left": dict(sorted(Counter(self._batches_left.values()).items())),
             "budget": {name: getattr(self.budget, name) for name in _BUDGET} if self.budget else None,
             "requests": dict(self._requests),
             **{name: round(value, 6) for name, value in self._sums.items()},

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import simplejpeg
+import torch
 from datasets import WORKER, only_chunk
 
 from pipeline.actor import ChunkWorker, WorkerConfig
@@ -116,6 +117,26 @@ class Overflowing(Extractor):
         features = super().forward(batch)
         features["embedding"][1:2, 0] = np.inf
         return features
+
+
+def test_a_chunk_says_what_lack_of_memory_left_of_its_batches(
+    extractor: Extractor, row: pa.Table, tmp_path: Path
+) -> None:
+    config = replace(WORKER, batch_size=4)
+    plain, expected = process(extractor, row, tmp_path / "a", config)
+    small = load_extractor(ModelConfig("test_vit", "random:0", precision="fp32"), ImageLimits())
+    compute = small.passes._compute
+
+    def of_two_at_most(pixels: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        if len(pixels) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return compute(pixels)
+
+    small.passes._compute = of_two_at_most
+    halved, found = process(small, row, tmp_path / "b", config)
+    assert (plain.batch_size, plain.batch_left) == (4, 4)
+    assert (halved.batch_size, halved.batch_left) == (4, 2)
+    assert_same_rows(found, expected)
 
 
 def test_what_is_not_finite_is_rejected_and_the_others_keep_their_vectors(

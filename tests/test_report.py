@@ -59,6 +59,7 @@ CHUNK = ChunkResult(
     ended=110.0,
     requests={"get": 10, "put": 1},
     batch_size=64,
+    batch_left=64,
 )
 
 BUDGET = make_budget(JobConfig(decode_threads=2), [Node(4.0, 1.0, 64 << 30)], can_grow=False)
@@ -135,17 +136,26 @@ def test_actors_add_up_each_by_its_own_clock(tmp_path: Path) -> None:
 
 
 def test_the_images_of_a_forward_are_told_for_each_actor(tmp_path: Path) -> None:
-    write_log(tmp_path, CHUNK, replace(CHUNK, chunk=1), replace(CHUNK, worker="b:1", batch_size=16))
+    write_log(tmp_path, CHUNK, replace(CHUNK, chunk=1), replace(CHUNK, worker="b:1", batch_size=16, batch_left=16))
     (run,) = load_runs(open_store(str(tmp_path), STORAGE)).values()
     report = figures("it", run, None)
     assert report["batch_sizes"] == {"16": 1, "64": 1}
     assert dict(summary(report))["speed"].endswith("with 2 actor(s), batches of 16 (1), 64 (1)")
 
 
+def test_what_lack_of_memory_left_of_a_batch_stands_beside_its_size(tmp_path: Path) -> None:
+    """Chunks of one actor may come in any order, and no batch grows again."""
+    write_log(tmp_path, *(replace(CHUNK, chunk=number, batch_left=left) for number, left in enumerate((64, 16, 32))))
+    (run,) = load_runs(open_store(str(tmp_path), STORAGE)).values()
+    report = figures("it", run, None)
+    assert (report["batch_sizes"], report["batch_sizes_left"]) == ({"64": 1}, {"16": 1})
+    assert dict(summary(report))["speed"].endswith("with 1 actor(s), batches of 64, of which lack of memory left 16")
+
+
 def test_a_log_from_before_batches_were_recorded_is_reported_without_them(one: dict[str, Any]) -> None:
     with_size, without = (
         dict(summary(figures("it", run, None)))["speed"]
-        for run in (one, {name: value for name, value in one.items() if name != "batch_sizes"})
+        for run in (one, {name: value for name, value in one.items() if not name.startswith("batch_sizes")})
     )
     assert with_size.endswith("with 1 actor(s), batches of 64")
     assert without.endswith("with 1 actor(s)")
