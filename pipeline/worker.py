@@ -112,6 +112,7 @@ class ExtractActor:
         self._grace = spec.config.job.grace_s
         self._attempts = 1 + spec.config.job.task_retries
         self._coordinator = coordinator
+        self._failure = ""
         try:
             self._worker = self._make_worker(spec)
         except RaysightError as error:
@@ -152,10 +153,13 @@ class ExtractActor:
             raise RaysightError("the job was stopped")
         if attempt > self._attempts:
             # Ray Data itself would retry without end.
-            raise RaysightError(f"chunk {shard}/{chunk} was begun {self._attempts} times and never committed")
+            raise RaysightError(
+                f"chunk {shard}/{chunk} was begun {self._attempts} times and never committed{self._failure}"
+            )
         try:
             result = self._worker.process(row, attempt)
         except Exception as error:
+            self._failure = f"; {error}"
             from pipeline.deviceerrors import is_device_lost  # not at the top: read workers have no use for torch
 
             if not is_device_lost(error):

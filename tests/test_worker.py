@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import datasets
 import jobs
+import pytest
 
-from pipeline import compiling
+from pipeline import compiling, worker
 from pipeline.budget import make_budget
 from pipeline.chunk_result import ChunkResult
 from pipeline.cluster import Node
 from pipeline.config import Config, ImageLimits, JobConfig, ModelConfig
-from pipeline.errors import UsageError
+from pipeline.errors import RaysightError, UnavailableError, UsageError
 from pipeline.extractor import load_extractor
 from pipeline.worker import ExtractActor, JobSpec
 
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import pytest
 
 MODEL = ModelConfig("test_vit", "random:0", precision="fp32")
 
@@ -53,6 +54,25 @@ def test_the_batch_size_that_was_found_goes_with_every_chunk(tmp_path: Path, pho
 def test_a_batch_size_that_is_given_is_taken(tmp_path: Path) -> None:
     worker = ExtractActor._make_worker(spec(tmp_path, JobConfig(batch_size=3, max_batch_size=2)))
     assert worker._config.batch_size == 3
+
+
+def test_a_chunk_that_is_given_up_says_what_its_last_try_failed_with(
+    tmp_path: Path, photographs: Mapping[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs.write_corpus(tmp_path / "photos", photographs, 3)
+    row = datasets.only_chunk(tmp_path / "photos", tmp_path / "out")
+    actor = ExtractActor(spec(tmp_path / "out", JobConfig(batch_size=2, task_retries=0)), SimpleNamespace(begin=None))
+    attempts = iter([(1, False), (2, False)])
+    monkeypatch.setattr(worker, "ask", lambda *_, **__: next(attempts))
+
+    def fail(*_: object) -> None:
+        raise UnavailableError("s3://bucket/chunk: InternalError")
+
+    monkeypatch.setattr(actor._worker, "process", fail)
+    with pytest.raises(UnavailableError):
+        actor(row)
+    with pytest.raises(RaysightError, match=r"begun 1 times and never committed; s3://bucket/chunk: InternalError$"):
+        actor(row)
 
 
 def test_a_model_that_cannot_be_compiled_ends_the_job_with_the_reason(
