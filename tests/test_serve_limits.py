@@ -229,6 +229,7 @@ def test_an_image_that_is_alone_does_not_wait_behind_the_forward_of_a_client_tha
         assert gated.threads == [2, 1]
         gated.gate.set()
         assert second.result(30).status_code == 200
+        until(lambda: client.engine._batcher._under_way == 0)  # that of the first may take longer
         assert client.features(picture()).status_code == 200
     assert gated.threads == [2, 1, 2]
 
