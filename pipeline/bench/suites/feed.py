@@ -51,7 +51,7 @@ _FULL = (
     Case(30_000, 2000),
     Case(30_000, 2000, preset="dinov2-224"),
     *(
-        Case(6_000_000_000 // (pixels * 2), 400_000_000 // pixels, size, preset, chunk_rows=64)
+        Case(6_000_000_000 // pixels, 1_200_000_000 // pixels, size, preset, chunk_rows=64)
         for size, pixels in ((size, size[0] * size[1]) for size in LARGE_SIZES)
         for preset in ("timm", "dinov2-224")
     ),
