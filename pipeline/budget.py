@@ -40,6 +40,9 @@ _EPSILON = 1e-9
 _GPU_CHUNK_ROWS, _CPU_CHUNK_ROWS = 1024, 64
 _CPU_BATCH = 2
 
+_CONVERTING = 1
+"""Copies of the weights that OpenVINO's frontend makes while it takes a model over; measured at the default model."""
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:
@@ -105,7 +108,13 @@ class Budget:
 
 
 def make_budget(
-    job: JobConfig, nodes: Sequence[Node], *, can_grow: bool, features: int = 0, parameters: int | None = None
+    job: JobConfig,
+    nodes: Sequence[Node],
+    *,
+    can_grow: bool,
+    features: int = 0,
+    parameters: int | None = None,
+    compiled: bool = False,
 ) -> Budget:
     """Fits a job to the nodes there are.
 
@@ -115,6 +124,7 @@ def make_budget(
         can_grow: whether nodes may come later; then ``max_actors`` stays as asked for.
         features: feature bytes of the largest chunk, for which memory is declared.
         parameters: of the model, likewise; None where nobody knows.
+        compiled: whether the model is; each thread of a CPU then has the weights for itself.
 
     Raises:
         UsageError: not one actor can run, or the options contradict each other.
@@ -124,7 +134,8 @@ def make_budget(
     gpus = _gpus(job, nodes)
     cpus, notes = _cpus(job, nodes, gpus, can_grow=can_grow)
     reads, cpus_per_read, read_memory = share_of_reads(job, cpus, gpus)
-    per_actor, per_seal = job.actor_memory or actor_memory(features, parameters), seal_memory(features)
+    copies = max(1, int(cpus)) + _CONVERTING if compiled and not gpus else 0
+    per_actor, per_seal = job.actor_memory or actor_memory(features, parameters, copies), seal_memory(features)
     memory = per_actor + reads * read_memory + per_seal
     fits = sum(_actors_on(node, cpus, gpus, memory) for node in nodes)
     if fits == 0 and not (can_grow and job.max_actors):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
@@ -52,12 +53,13 @@ def dry_run(config: Config, say: Callable[[str], None], dollars_per_hour: float 
     manifest = load_manifest(dest)
     if manifest is None:
         require_images(config.sources, config.listing, config.storage)
-    budget = make_budget(config.job, this_machine(), can_grow=False)
+    fit = functools.partial(make_budget, config.job, this_machine(), can_grow=False, compiled=config.model.compile)
+    budget = fit()
     model = settle_precision(config.model, load_info(dest), on_gpu=budget.gpus_per_actor > 0)
     extractor = load_extractor(model, config.limits, storage=config.storage)
     cut = make_cut(config.job, budget, extractor.outputs, extractor.preprocessor.image_bytes)
     features = largest_chunk(cut, extractor.outputs, manifest)
-    budget = make_budget(config.job, this_machine(), can_grow=False, features=features, parameters=extractor.parameters)
+    budget = fit(features=features, parameters=extractor.parameters)
     fingerprint = extractor.fingerprint
     say(f"model        {fingerprint.model}, {fingerprint.precision}, weights {fingerprint.weights[:16]}")
     say(f"transform    {fingerprint.transform}, {fingerprint.implementation}")

@@ -45,10 +45,13 @@ class Extractor:
         parameters: numbers that the model learnt, its own classifier's among them.
         class_names: the name of each class, where there are classes and timm knows them; None otherwise.
         patch_grid: rows and columns of an image's patch tokens, where there are patches and they form a grid.
+        compiles: whether each size of batch is compiled at its first pass, which :meth:`settle` does beforehand.
 
     ``prepare`` may be called from many threads at once, and ``forward`` too: on a GPU a second thread has its batch
     copied while the first one's is computed.
     """
+
+    compiles = False
 
     def __init__(
         self,
@@ -75,6 +78,7 @@ class Extractor:
             compiled = False  # by torch; nor is there a need for few sizes of batch
             side = (preprocessor.config.height, preprocessor.config.width)
             self._network = openvino_model.OpenVINOModel(self._by_torch, model, *side, dtype)
+        self.compiles = compiled
         cast(self._model, dtype).to(memory_format=torch.channels_last)
         self._outputs = outputs.to(device)
         mean, std = (

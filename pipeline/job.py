@@ -80,7 +80,11 @@ def run_job(
             rays.enter_context(existing_ray(address))
         nodes = cluster_nodes() if address is not None else this_machine()
         fit = functools.partial(
-            make_budget, config.job, nodes, can_grow=address is not None and config.job.max_actors is not None
+            make_budget,
+            config.job,
+            nodes,
+            can_grow=address is not None and config.job.max_actors is not None,
+            compiled=config.model.compile,
         )
         budget = fit()  # without the features: what can never run is refused before a model is loaded
 

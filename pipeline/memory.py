@@ -29,16 +29,21 @@ _PARAMETER = 12
 """Bytes that each further one takes while a checkpoint file is loaded: three times four. Later, with activations, it is
 less."""
 
+_WEIGHT = 4
+"""Bytes of one in fp32."""
 
-def actor_memory(features: int, parameters: int | None = None) -> int:
+
+def actor_memory(features: int, parameters: int | None = None, copies: int = 0) -> int:
     """Bytes for an actor.
 
     Args:
         features: feature bytes of its largest chunk.
         parameters: of its model; None where nobody knows, and stands for the default model.
+        copies: of the weights in fp32 that it holds beside the model.
     """
-    larger = max(0, (parameters or 0) - _PARAMETERS)
-    return _ACTOR + _PARAMETER * larger + _CHUNKS * _COPIES * features
+    number = _PARAMETERS if parameters is None else parameters
+    weights = _PARAMETER * max(0, number - _PARAMETERS) + copies * _WEIGHT * number
+    return _ACTOR + weights + _CHUNKS * _COPIES * features
 
 
 def seal_memory(features: int) -> int:

@@ -126,7 +126,7 @@ class ExtractActor:
         if differences := spec.fingerprint.differences(extractor.fingerprint):
             raise UsageError(f"this worker's extractor is not the job's: {'; '.join(differences)}")
         batch_size = budget.batch_size
-        if batch_size is None or config.model.compile:
+        if batch_size is None or extractor.compiles:
             batch_size = extractor.settle(batch_size, config.job.max_batch_size)
         return ChunkWorker(
             extractor,

@@ -246,6 +246,17 @@ def test_memory_is_declared_for_a_larger_model_than_the_default_one() -> None:
     assert large - usual == 12 * (304_368_640 - 22_056_576)  # measured: docs/performance.md
 
 
+def test_memory_is_declared_for_the_weights_that_each_thread_has_for_itself_once_compiled_for_a_cpu() -> None:
+    """In fp32: one for each of two threads, and one while the model is taken over (docs/performance.md, OpenVINO)."""
+    plain, compiled = (
+        make_budget(JobConfig(), [node(2)], can_grow=False, parameters=50_000_000, compiled=compiled)
+        for compiled in (False, True)
+    )
+    assert compiled.memory_per_actor - plain.memory_per_actor == 3 * 4 * 50_000_000
+    on_gpu = make_budget(JobConfig(), [node(2, 1)], can_grow=False, parameters=50_000_000, compiled=True)
+    assert on_gpu.memory_per_actor == plain.memory_per_actor
+
+
 def test_a_read_is_declared_with_its_process_beside_two_chunks() -> None:
     small, usual = (make_budget(JobConfig(chunk_bytes=size), [node(2)], can_grow=False) for size in (1, 64 * MIB))
     assert small.memory_per_read > 131 * MIB  # measured

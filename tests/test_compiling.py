@@ -61,6 +61,8 @@ def test_the_numbers_are_those_of_the_plain_model_at_any_size_of_batch(
     compiled = load()
     assert compiled.settle(6, 6) == 6
     assert_same(compiled, plain, (1, 2, 5, 6, 7))
+    assert compiled.compiles
+    assert not plain.compiles
     assert compiled.fingerprint == plain.fingerprint
 
 

@@ -53,6 +53,10 @@ def assert_same(found: dict[str, NDArray[np.generic]], expected: dict[str, NDArr
             )
 
 
+def test_no_size_of_batch_has_to_be_compiled_beforehand(compiled: Extractor) -> None:
+    assert not compiled.compiles
+
+
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_the_numbers_are_those_of_torch_for_any_batch(compiled: Extractor, plain: Extractor, count: int) -> None:
     assert_same(compiled.forward(pictures(count)), plain.forward(pictures(count)))

@@ -11,7 +11,7 @@ import datasets
 import jobs
 import pytest
 
-from pipeline import compiling, worker
+from pipeline import compiling, openvino_model, worker
 from pipeline.budget import make_budget
 from pipeline.chunk_result import ChunkResult
 from pipeline.cluster import Node
@@ -81,6 +81,7 @@ def test_a_model_that_cannot_be_compiled_ends_the_job_with_the_reason(
     def backend(*_: object) -> object:
         raise RuntimeError("Failed to find C compiler")
 
+    monkeypatch.setattr(openvino_model, "serves", lambda *_: False)  # this is what a GPU gets
     monkeypatch.setattr(compiling, "BACKEND", backend)
     actor = ExtractActor(spec(tmp_path, JobConfig(batch_size=2), replace(MODEL, compile=True)), None)
     assert isinstance(actor._refusal, UsageError)
