@@ -129,7 +129,7 @@ class ChunkWorker:
             ended=end,
             requests=dict(Counter(dict(row["requests"][0].as_py())) + Counter(self._dest.take())),
             batch_size=self._config.batch_size,
-            batch_left=min(self._config.batch_size, self._extractor.passes.most or self._config.batch_size),
+            batch_left=min(self._config.batch_size, self._extractor.most or self._config.batch_size),
         )
 
     def _extract(self, work: ChunkWork, groups: Iterator[Decoded]) -> None:

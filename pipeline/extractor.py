@@ -124,6 +124,11 @@ class Extractor:
         with compiling():
             return self.passes.settle(batch_size, most, (config.height, config.width, 3))
 
+    @property
+    def most(self) -> int | None:
+        """Images of one pass at most, once that is settled or memory was short; None is all of a batch."""
+        return self.passes.most
+
     def check(self) -> None:
         """Raises RuntimeError when the device is lost."""
         self.passes.check()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 _DEVICES = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/kfd", "/dev/dxg")
@@ -16,8 +17,8 @@ _NVML = "libnvidia-ml.so.1"
 
 
 def count_gpus() -> int:
-    """GPUs that this process may use, ``CUDA_VISIBLE_DEVICES`` respected."""
-    if not any(Path(file).exists() for file in _DEVICES):
+    """GPUs that this process may use, ``CUDA_VISIBLE_DEVICES`` respected; none with a torch that was built without."""
+    if not any(Path(file).exists() for file in _DEVICES) or version("torch").endswith("+cpu"):
         return 0
     count = _ask_nvml()
     if count is not None:

@@ -62,7 +62,7 @@ class Lister:
         found = (
             item
             for item in store.list_objects()
-            if (self._listing.include or self._is_image(item.key)) and self._takes(item.key)
+            if self._takes(item.key) and (self._listing.include or self._is_image(item.key))
         )
         while batch := list(islice(found, _BATCH_ROWS)):
             info = ([item.size for item in batch], [item.version for item in batch])

@@ -86,7 +86,7 @@ def read_chunk(manifest: ManifestReader, source: Fetcher, shard: int, chunk: int
     listed = rows.select(schema.MANIFEST_SCHEMA.names).to_pylist()
     counted = CountingFetcher(source)
     fetched = _fetch_all(counted, listed, max_bytes, f"chunk {shard}/{chunk}")
-    check_refused(manifest, counted, shard, fetched, max_bytes)
+    check_refused(manifest, counted, shard, fetched)
     return pa.table(
         {
             "shard": [shard],

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pipeline import schema
 from pipeline.errors import ForbiddenError, RejectError
 from pipeline.manifest import load_manifest
+from pipeline.storage import scheme
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +28,7 @@ _TRIED = 32
 
 
 def check_refused(
-    manifest: ManifestReader, source: Fetcher, shard: int, answers: Sequence[Fetched | RejectError], max_bytes: int
+    manifest: ManifestReader, source: Fetcher, shard: int, answers: Sequence[Fetched | RejectError]
 ) -> None:
     """Looks whether it is for the images that none of a chunk may be read.
 
@@ -36,15 +37,14 @@ def check_refused(
         source: of the chunk.
         shard: of the chunk.
         answers: to the reads of the chunk; nothing is asked unless all of them are ``Forbidden``.
-        max_bytes: of an object at most.
 
     Raises:
         ForbiddenError: none of the others may be read either, and so no image must be rejected for it.
     """
     if not all(map(_forbidden, answers)):
         return
-    others = _spread(manifest, shard)
-    tried = source.fetch_many([source.key(uri) for uri in others], max_bytes)
+    others = [uri for uri in _spread(manifest, shard) if scheme(uri) not in ("http", "https")]  # each server for itself
+    tried = source.fetch_many([source.key(uri) for uri in others], 0)  # what is too large for that may be read
     if len(others) > 1 and all(map(_forbidden, tried)):
         first = next(answer for answer in tried if isinstance(answer, RejectError))
         raise ForbiddenError(

@@ -69,6 +69,15 @@ class ForwardStreams:
         """Forwards of all sizes up to ``size``, by threads that will compute: a compiled model knows torch's number."""
         for pool in (self._pool, self._alone) if self.streams > 1 else (self._pool,):
             pool.submit(self._extractor.settle, size, size).result()
+        # What OpenVINO compiles, it compiles for each thread. Nobody leaves before all have come, so all do it.
+        barrier = threading.Barrier(self.in_hand)
+
+        def settle() -> None:
+            barrier.wait()
+            self._extractor.settle(size, size)
+
+        for future in [self._pool.submit(settle) for _ in range(self.in_hand)]:
+            future.result()
 
     def submit(self, batch: Sequence[NDArray[np.uint8]], *, alone: bool = False) -> Future[Forwarded]:
         """Queues a batch. The future raises what the forward raises.

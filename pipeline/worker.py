@@ -112,7 +112,7 @@ class ExtractActor:
         self._grace = spec.config.job.grace_s
         self._attempts = 1 + spec.config.job.task_retries
         self._coordinator = coordinator
-        self._failure = ""
+        self._failures: dict[tuple[int, int], str] = {}
         try:
             self._worker = self._make_worker(spec)
         except RaysightError as error:
@@ -154,12 +154,13 @@ class ExtractActor:
         if attempt > self._attempts:
             # Ray Data itself would retry without end.
             raise RaysightError(
-                f"chunk {shard}/{chunk} was begun {self._attempts} times and never committed{self._failure}"
+                f"chunk {shard}/{chunk} was begun {self._attempts} times and never committed"
+                f"{self._failures.get((shard, chunk), '')}"
             )
         try:
             result = self._worker.process(row, attempt)
         except Exception as error:
-            self._failure = f"; {error}"
+            self._failures[shard, chunk] = f"; {error}"
             from pipeline.deviceerrors import is_device_lost  # not at the top: read workers have no use for torch
 
             if not is_device_lost(error):
@@ -167,6 +168,7 @@ class ExtractActor:
             # This process can do nothing more. Ray starts another and retries the chunk.
             logging.getLogger(__name__).exception("device error; ending this worker")
             os._exit(_DEVICE_ERROR_EXIT)
+        self._failures.pop((shard, chunk), None)
         ask(self._coordinator.end, shard, chunk, otherwise=None)
         return result.to_table()
 

@@ -12,6 +12,7 @@ import ray.exceptions
 import ray.serve
 import torch
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.exceptions import DeploymentUnavailableError
 
 from pipeline.budget import ALLOCATOR
 from pipeline.raymetrics import RayRecorder
@@ -160,6 +161,8 @@ def drain(handle: DeploymentHandle, grace_s: float) -> int:
     while True:
         try:
             left = sum(handle.broadcast("drain").results(timeout_s=max(1.0, end - time.monotonic())))
+        except DeploymentUnavailableError:
+            return 0  # no replica is left, and with it no request
         except (TimeoutError, ray.exceptions.RayError) as error:
             _log.warning("a replica does not answer: %r", error)
         if left == 0 or time.monotonic() >= end:

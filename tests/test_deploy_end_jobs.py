@@ -122,8 +122,8 @@ def test_a_driver_that_does_not_end_in_time_is_told_once_and_said_to_be_there() 
         assert process.stdout is not None
         process.stdout.readline()
         with dashboard(lambda _: (200, [job(process)])) as url:
-            code, said = end_jobs(url, "1")
+            code, said = end_jobs(url, "3")
         process.send_signal(signal.SIGKILL)
         assert process.stdout.read() == "told\n"
-    assert (code, said.partition("http")[0]) == (1, "end_jobs: after 1 s: ")
+    assert (code, said.partition("http")[0]) == (1, "end_jobs: after 3 s: ")
     assert said.endswith("1 job(s) have not ended\n")

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pytest
 
+from pipeline import schema
 from pipeline.config import Config, StorageConfig
 from pipeline.cut import Cut
 from pipeline.errors import ForbiddenError, NotFoundError, UnavailableError, UsageError
 from pipeline.generation import Listing, write_generation
+from pipeline.judgement import rejection
 from pipeline.local import LocalStore
 from pipeline.manifest import ManifestReader
 from pipeline.read import CHUNK_ROW_SCHEMA, read_chunk, read_chunks
@@ -18,11 +20,13 @@ from pipeline.source import list_rows
 from pipeline.storage import open_store
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from s3_server import Bucket, S3Server
 
-    from pipeline.storage import Store
+    from pipeline.errors import RejectError
+    from pipeline.storage import Fetched, Store
 
 CUT = Cut(chunk_rows=4, chunk_bytes=1000, shard_rows=100)
 HASTY = StorageConfig(max_retries=0)
@@ -186,6 +190,26 @@ def test_a_lone_new_image_that_may_not_be_read_is_rejected_beside_older_ones_tha
     forbid(bucket.server, "a", "b")
     with pytest.raises(ForbiddenError, match="not one of 2 images"):
         read_chunk(ManifestReader(dest), source, 1, 0, 10)
+
+
+def test_images_of_the_web_that_are_forbidden_are_rejects_since_each_server_speaks_for_itself(tmp_path: Path) -> None:
+    class Refusing:
+        root = "http://127.0.0.1/"
+
+        def key(self, uri: str) -> str:
+            return uri
+
+        def fetch_many(self, keys: Sequence[str], max_bytes: int) -> list[Fetched | RejectError]:
+            return [rejection("Forbidden", key) for key in keys]
+
+    batch = pa.RecordBatch.from_pylist(
+        [{"uri": f"https://example.com/{name}.jpg", "size": 1, "etag": "e"} for name in "ab"],
+        schema.MANIFEST_SCHEMA,
+    )
+    dest = LocalStore(str(tmp_path))
+    write_generation(dest, None, Listing(("table.csv",)), [("table.csv", batch)], CUT)
+    found = outcomes(read_chunk(ManifestReader(dest), Refusing(), 0, 0, 10))  # type: ignore[arg-type]
+    assert found == {"a.jpg": "Forbidden", "b.jpg": "Forbidden"}
 
 
 def test_the_only_image_there_is_may_be_forbidden(bucket: Bucket, tmp_path: Path) -> None:

@@ -132,3 +132,10 @@ def test_a_replica_that_dies_or_hangs_meanwhile_does_not_end_the_wait_for_the_ot
 
     assert drain(Handle([1, 1], ActorDiedError(), TimeoutError(), [1], [0]), grace_s=60) == 0
     assert drain(Handle([1, 1], TimeoutError()), grace_s=0.3) == 2
+
+
+def test_no_request_is_left_where_no_replica_is() -> None:
+    from ray.serve._private.common import DeploymentID
+    from ray.serve.exceptions import DeploymentUnavailableError
+
+    assert drain(Handle([1], DeploymentUnavailableError(DeploymentID("endpoint"))), grace_s=60) == 0

@@ -78,7 +78,10 @@ def test_images_of_a_kind_that_is_not_decoded_are_left_out_and_counted(tmp_path:
     said: list[str] = []
     assert [row["uri"] for row in rows(folder, said=said)] == [f"{folder}/a.jpg"]
     assert said == [f"note: images of {folder}/ that no decoder here reads are left out: 2 .heic, 1 .avif"]
-    assert len(rows(folder, include=("*.heic", "*.HEIC"), said=said[1:])) == 2
+    said.clear()
+    assert len(rows(folder, include=("*.heic", "*.HEIC"), said=said)) == 2
+    assert len(rows(folder, exclude=("*.heic", "*.HEIC", "*.avif"), said=said)) == 1
+    assert said == []
 
 
 def test_an_include_takes_the_place_of_the_suffixes_and_an_exclude_is_stronger(tmp_path: Path) -> None:

@@ -40,6 +40,30 @@ def test_as_many_forwards_run_at_a_time_as_there_are_streams() -> None:
     assert [int(future.result().features["embedding"][0, 0]) for future in futures] == [0, 1, 2]
 
 
+def test_each_thread_that_will_compute_has_settled() -> None:
+    """What is compiled for a thread is not compiled while somebody waits."""
+    settled: set[str] = set()
+
+    class Settling(Meeting):
+        def settle(self, size: int, most: int) -> int:
+            settled.add(threading.current_thread().name)
+            return min(size, most)
+
+    used: set[str] = set()
+    barrier = threading.Barrier(3)
+
+    def forward() -> None:
+        used.add(threading.current_thread().name)
+        barrier.wait(MEET_S)
+
+    streams = ForwardStreams(Settling(forward), 3, 1)  # type: ignore[arg-type]
+    streams.settle(2)
+    for future in [streams.submit(pictures(value)) for value in range(3)]:
+        future.result()
+    assert used <= settled
+    assert len(settled) == 4  # and the one for an image that is alone
+
+
 def test_one_stream_runs_them_one_after_another() -> None:
     alone = threading.Lock()
 

@@ -37,6 +37,10 @@ class _Stub(Extractor):
         """Any size is as good as another."""
         return batch_size or most
 
+    @property
+    def most(self) -> None:
+        """All of a batch."""
+
     def check(self) -> None:
         """There is no device to lose."""
 
