@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
     Row = Mapping[str, NDArray[Any]]
 
+    from pipeline.sections import ServeConfig
     from pipeline.streams import ForwardStreams
+
+_GPU_BATCH, _CPU_BATCH = 64, 2
+
+
+def batch_size(config: ServeConfig, *, on_gpu: bool) -> int:
+    """Images of one forward at most."""
+    return config.batch_size or (_GPU_BATCH if on_gpu else _CPU_BATCH)
 
 
 @dataclass(frozen=True, slots=True)

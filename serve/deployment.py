@@ -18,7 +18,8 @@ from pipeline.budget import ALLOCATOR
 from pipeline.raymetrics import RayRecorder
 from serve.api import create_app
 from serve.auth import load_keys
-from serve.engine import Engine, batch_size
+from serve.batcher import batch_size
+from serve.engine import Engine
 from serve.metrics import SERVE_METRICS
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from pipeline.deviceerrors import is_device_lost
 from pipeline.errors import RejectError
 from pipeline.schema import describe_output, value_shape
 from pipeline.streams import ForwardStreams
-from serve.batcher import Batcher
+from serve.batcher import Batcher, batch_size
 from serve.errors import ApiError, device_lost, timeout_error
 from serve.limits import Admission, PixelBudget
 from serve.outputs import available
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from pipeline.fingerprint import Fingerprint
     from pipeline.sections import ServeConfig
     from serve.batcher import Row
-
-_GPU_BATCH, _CPU_BATCH = 64, 2
 
 _log = logging.getLogger("raysight.serve")
 
@@ -70,9 +68,8 @@ class Engine:
         # As in the batch job: a GPU takes one forward after another, on a CPU each has a core to itself; but an image
         # that is alone here gets all of them (docs/decisions/0009).
         self._forwards = ForwardStreams(extractor, *((1, threads) if on_gpu else (threads, 1)))
-        self._batcher = Batcher(
-            self._forwards, batch_size(config, on_gpu=on_gpu), self._note, alone=lambda: self.admission.images == 1
-        )
+        self._batch_size = batch_size(config, on_gpu=on_gpu)
+        self._batcher = Batcher(self._forwards, self._batch_size, self._note, alone=lambda: self.admission.images == 1)
         self.on_forward: Callable[[float, int], None] | None = None
         """Told the seconds of every forward, as the device was held, and its images."""
         self.on_lost: Callable[[], None] | None = None
@@ -133,7 +130,7 @@ class Engine:
 
     def warm_up(self) -> None:
         """A forward of each size there will be: what a device does only once must not count as its speed."""
-        self._forwards.settle(batch_size(self.config, on_gpu=self.extractor.device.type == "cuda"))
+        self._forwards.settle(self._batch_size)
 
     def start(self) -> None:
         """Begins to work, on the running event loop."""
@@ -220,8 +217,3 @@ class Engine:
     async def check(self) -> None:
         """Raises when the device is lost."""
         await asyncio.to_thread(self.extractor.check)
-
-
-def batch_size(config: ServeConfig, *, on_gpu: bool) -> int:
-    """Images of one forward at most."""
-    return config.batch_size or (_GPU_BATCH if on_gpu else _CPU_BATCH)

@@ -50,8 +50,8 @@ def job(process: subprocess.Popen[str] | None, address: str = "127.0.0.1", kind:
 
 
 @contextmanager
-def dashboard(answer: Callable[[int], tuple[int, Any]]) -> Iterator[str]:
-    """The URL of a server whose n-th answer, from 0, is this status and JSON."""
+def dashboard(answer: Callable[[int], tuple[int, Any]], broken: int = 0) -> Iterator[str]:
+    """The URL of a server whose n-th answer, from 0, is this status and JSON; the first ``broken`` end too soon."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -61,7 +61,7 @@ def dashboard(answer: Callable[[int], tuple[int, Any]]) -> Iterator[str]:
             status, content = answer(len(asked) - 1)
             body = json.dumps(content).encode()
             self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(len(body) + (len(asked) <= broken)))
             self.end_headers()
             self.wfile.write(body)
 
@@ -80,9 +80,9 @@ def dashboard(answer: Callable[[int], tuple[int, Any]]) -> Iterator[str]:
 def end_jobs(url: str, seconds: str) -> tuple[int, str]:
     """Exit code and what the hook says."""
     command = [sys.executable, str(ROOT / "deploy/end_jobs.py"), url, seconds]
-    done = subprocess.run(
-        command, env={"RAY_AUTH_TOKEN": "a token"}, capture_output=True, text=True, timeout=120, check=False
-    )
+    # A proxy would be given the token; nobody listens there.
+    environment = {"RAY_AUTH_TOKEN": "a token", "http_proxy": "http://127.0.0.1:9"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     return done.returncode, done.stderr
 
 
@@ -104,6 +104,13 @@ def test_what_has_the_number_of_another_node_s_driver_is_left_alone(
 def test_a_dashboard_that_does_not_answer_at_once_is_asked_again(driver: subprocess.Popen[str]) -> None:
     first: list[tuple[int, Any]] = [(503, "starting"), (200, [job(None)])]  # then a job whose driver starts only now
     with dashboard(lambda number: first[number] if number < len(first) else (200, [job(driver)])) as url:
+        assert end_jobs(url, ENOUGH) == (0, "")
+    assert driver.poll() == 4
+
+
+def test_a_dashboard_that_breaks_off_is_asked_again(driver: subprocess.Popen[str]) -> None:
+    """Python raises what is no OSError then."""
+    with dashboard(lambda number: (200, [job(driver)]), broken=1) as url:
         assert end_jobs(url, ENOUGH) == (0, "")
     assert driver.poll() == 4
 

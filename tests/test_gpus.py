@@ -40,8 +40,15 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Library:
     library = Library(4)
     monkeypatch.setattr(gpus, "_DEVICES", (str(tmp_path),))
     monkeypatch.setattr(gpus.ctypes, "CDLL", lambda name: {gpus._NVML: library}[name])
+    monkeypatch.setattr(gpus, "version", {"torch": "2.14.1"}.__getitem__)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return library
+
+
+def test_a_torch_that_was_built_without_gpus_uses_none(machine: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "version", {"torch": "2.14.1+cpu"}.__getitem__)
+    assert this_machine()[0].gpus == 0
+    assert not machine.open
 
 
 def test_the_driver_s_library_is_asked_and_closed(machine: Library) -> None:

@@ -22,10 +22,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     """Eight objects: two shards of two chunks of two."""
-    made = World(tmp_path)
-    for number in range(8):
-        made.write(0, f"{number}.png", b"%d" % number)
-    return made
+    return World(tmp_path).fill(8)
 
 
 def lose(monkeypatch: pytest.MonkeyPatch, passes: int) -> None:

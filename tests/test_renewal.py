@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     """Three objects, none of them extracted yet."""
-    made = World(tmp_path)
-    for number in range(3):
-        made.write(0, f"{number}.png", b"%d" % number)
-    return made
+    return World(tmp_path).fill(3)
 
 
 def config(world: World, **job: int | bool) -> Config:

@@ -39,10 +39,7 @@ class Failing:
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    made = World(tmp_path)
-    for number in range(8):
-        made.write(0, f"{number}.png", b"%d" % number)
-    return made
+    return World(tmp_path).fill(8)
 
 
 def extract(world: World, fails: Callable[[str], bool]) -> None:

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     """Three objects, extracted."""
-    made = World(tmp_path)
-    for number in range(3):
-        made.write(0, f"{number}.png", b"%d" % number)
+    made = World(tmp_path).fill(3)
     made.extract()
     made.said.clear()
     return made

@@ -152,6 +152,12 @@ class World:
         self._versions += 1
         os.utime(path, ns=(self._versions, self._versions))
 
+    def fill(self, count: int) -> World:
+        """``0.png``, ``1.png`` … in the first source, each with its number for content. Returns this world."""
+        for number in range(count):
+            self.write(0, f"{number}.png", b"%d" % number)
+        return self
+
     def objects(self, source: int) -> dict[str, tuple[str, bytes]]:
         """uri → (etag, content) of a source, in the order of a listing."""
         store = LocalStore(str(self.sources[source]))
